@@ -1,0 +1,342 @@
+"""The `indexer` command: a thin shell around the library, which works without it."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from indexer.errors import ConfigError, IndexerError
+from indexer.render import Format
+
+EXIT_SOME_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="indexer",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "The open video label index: which clips of an archive show what.\n\n"
+        "Start with `indexer demo`. Exit codes: 0 all well, 1 some videos failed, 2 usage or "
+        "configuration, 3 storage, model or Ray, 130 interrupted (the same command resumes)."
+    ),
+)
+
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Files, folders, globs, s3://bucket/prefix, or manifests (.parquet .csv .jsonl .txt "
+        "with a `uri` column).",
+        show_default=False,
+    ),
+]
+Index = Annotated[str, typer.Argument(help="Folder or URL of the index.", show_default=False)]
+OutFormat = Annotated[Format, typer.Option("--format", help="How to print the rows.")]
+Tag = Annotated[
+    str | None,
+    typer.Option("--model", help="Tag of the model; by default the only one, else the newest."),
+]
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Runs the command line and exits with its code."""
+    try:
+        code = app(args, standalone_mode=False)
+    except IndexerError as error:
+        typer.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted", err=True)
+        code = EXIT_INTERRUPTED
+    except typer.Exit as exit_:
+        code = exit_.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import indexer
+
+        typer.echo(f"video-indexer {indexer.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print it and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where to put the videos and the index.")] = Path(
+        "indexer-demo"
+    ),
+) -> int:
+    """Make a few labelled videos, index them with the bundled model, and ask the index.
+
+    Takes about a minute on two cores, needs no network and no GPU.
+    """
+    from indexer.demo import run_demo
+
+    return run_demo(folder, typer.echo)
+
+
+# The options of `run` and `plan`: any other key of the configuration is reached by --set.
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with the job's configuration.")
+]
+IndexOption = Annotated[
+    str | None, typer.Option("--index", help="Folder or URL of the index.", show_default=False)
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="`demo`, a Hugging Face hub id, a folder or a URL of one."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of a hub id.")
+]
+SamplingMode = Annotated[
+    str | None, typer.Option("--sampling", help="windows, uniform, kinetics or random.")
+]
+IfExists = Annotated[
+    str | None,
+    typer.Option("--if-exists", help="`resume` skips what is done (default), `error` refuses."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="The same as --if-exists resume.")]
+Retry = Annotated[
+    str | None, typer.Option("--retry", help="Try failed videos again: an error code, or `all`.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="At most this many videos.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Any key of the configuration, such as `sampling.hop_seconds=4`; may be repeated.",
+    ),
+]
+
+
+@app.command()
+def plan(
+    inputs: Inputs = None,
+    index: IndexOption = None,
+    model: ModelOption = None,
+    revision: Revision = None,
+    config: ConfigFile = None,
+    sampling: SamplingMode = None,
+    if_exists: IfExists = None,
+    retry: Retry = None,
+    limit: Limit = None,
+    settings: SetOption = None,
+    fmt: OutFormat = Format.table,
+) -> int:
+    """Say what a run would do, and what it would skip; reads only listings and headers."""
+    job = _configuration(
+        config, settings, inputs=inputs or None, index=index, model=model, revision=revision,
+        sampling=sampling, if_exists=if_exists, retry=retry, limit=limit,
+    )  # fmt: skip
+    return _print_plan(job, fmt)
+
+
+@app.command()
+def run(
+    inputs: Inputs = None,
+    index: IndexOption = None,
+    model: ModelOption = None,
+    revision: Revision = None,
+    config: ConfigFile = None,
+    sampling: SamplingMode = None,
+    if_exists: IfExists = None,
+    resume: Resume = False,
+    retry: Retry = None,
+    limit: Limit = None,
+    settings: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `plan`.")] = False,
+    fmt: OutFormat = Format.table,
+) -> int:
+    """Index videos. The same command resumes after any interruption.
+
+    Configuration: built-in defaults, then --config, then INDEXER_SECTION_KEY variables, then flags.
+    """
+    job = _configuration(
+        config, settings, inputs=inputs or None, index=index, model=model, revision=revision,
+        sampling=sampling, if_exists="resume" if resume else if_exists, retry=retry, limit=limit,
+    )  # fmt: skip
+    if dry_run:
+        return _print_plan(job, fmt)
+    return _run(job, fmt)
+
+
+def _configuration(config: Path | None, settings: list[str] | None, **flags: Any) -> Any:  # noqa: ANN401
+    from indexer.config import IndexConfig
+
+    overrides: dict[str, object] = {}
+    for setting in settings or ():
+        key, equals, value = setting.partition("=")
+        if not equals:
+            message = f"--set {setting}: should be SECTION.KEY=VALUE"
+            raise ConfigError(message)
+        overrides[key.strip()] = value.strip()
+    names = {"model": "model.id", "revision": "model.revision", "sampling": "sampling.mode"}
+    overrides |= {
+        names.get(name, name): value for name, value in flags.items() if value is not None
+    }
+    return IndexConfig.load(config, env=os.environ, overrides=overrides)
+
+
+def _print_plan(job: Any, fmt: Format) -> int:  # noqa: ANN401 - IndexConfig, imported late
+    from indexer.runtime.estimate import describe_plan
+    from indexer.runtime.todo import plan_job
+
+    rows = describe_plan(plan_job(job))
+    _print([{"what": name, "value": value} for name, value in rows.items()], fmt, rows)
+    return 0
+
+
+def _run(job: Any, fmt: Format) -> int:  # noqa: ANN401 - IndexConfig, imported late
+    from rich.console import Console
+
+    from indexer.render import json_text
+    from indexer.runtime.pipeline import run_index
+    from indexer.runtime.progress import ProgressReporter, result_text
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same resumable end as Ctrl-C
+    with ProgressReporter(Console(stderr=True)) as reporter:
+        result = run_index(job, reporter)
+    if fmt is Format.json:
+        typer.echo(json_text(result.report), nl=False)
+    typer.echo(result_text(result, job.index), err=True)
+    if result.status == "interrupted":
+        return EXIT_INTERRUPTED
+    return EXIT_SOME_FAILED if result.videos_failed else 0
+
+
+@app.command()
+def status(index: Index, model: Tag = None, fmt: OutFormat = Format.table) -> int:
+    """Print counts by outcome, sizes, models, and the last run of an index."""
+    facts = _open(index, model).status()
+    _print(_status_rows(facts), fmt, facts)
+    return 0
+
+
+@app.command()
+def errors(
+    index: Index,
+    code: Annotated[str | None, typer.Option("--code", help="Only this error code.")] = None,
+    model: Tag = None,
+    fmt: OutFormat = Format.table,
+) -> int:
+    """List the videos that failed, and why."""
+    table = _open(index, model).errors(code)
+    _print_table(table, fmt, "no video failed" + (f" with {code}" if code else ""))
+    return 0
+
+
+@app.command()
+def labels(index: Index, model: Tag = None, fmt: OutFormat = Format.table) -> int:
+    """List the labels that were found, with counts and best scores."""
+    _print_table(_open(index, model).labels(), fmt, "the index has no clips yet")
+    return 0
+
+
+@app.command()
+def search(
+    index: Index,
+    label: Annotated[str, typer.Argument(help="A label's name.", show_default=False)],
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Least probability.")] = 0.0,
+    top: Annotated[int, typer.Option(min=1, help="At most this many clips.")] = 20,
+    video: Annotated[str | None, typer.Option(help="Glob over the videos' URIs.")] = None,
+    before: Annotated[
+        float | None, typer.Option(help="Clips that end at or before this second.")
+    ] = None,
+    after: Annotated[
+        float | None, typer.Option(help="Clips that start at or after this second.")
+    ] = None,
+    model: Tag = None,
+    fmt: OutFormat = Format.table,
+) -> int:
+    """Find the clips of a label, best first."""
+    table = _open(index, model).search(
+        label, min_score=min_score, top=top, video=video, before=before, after=after
+    )
+    columns = ["score", "start_seconds", "end_seconds", "uri"]
+    _print_table(table, fmt, f"no clip of {label!r} passes the filters", columns)
+    return 0
+
+
+@app.command()
+def doctor(
+    index: Annotated[str | None, typer.Option(help="Can this index be written?")] = None,
+    model: Annotated[str | None, typer.Option(help="Can this model be loaded?")] = None,
+    input_: Annotated[str | None, typer.Option("--input", help="Can this be listed?")] = None,
+    fmt: OutFormat = Format.table,
+) -> int:
+    """Check the machine, and what a job will need, before the job does."""
+    from indexer.runtime.doctor import examine
+
+    rows = [
+        {"check": check.name, "ok": check.ok, "detail": check.detail}
+        for check in examine(index=index, model=model, input_=input_)
+    ]
+    _print(rows, fmt, rows)
+    return 0 if all(row["ok"] for row in rows) else 3
+
+
+def _open(index: str, model: str | None) -> Any:  # noqa: ANN401 - LabelIndex, imported late
+    from indexer.table.query import LabelIndex
+
+    return LabelIndex.open(index, model=model)
+
+
+def _print_table(table: Any, fmt: Format, empty: str, columns: list[str] | None = None) -> None:  # noqa: ANN401
+    from indexer.render import rows_text
+
+    shown = columns if columns and fmt is Format.table else table.column_names
+    if table.num_rows == 0 and fmt is Format.table:
+        typer.echo(empty, err=True)
+        return
+    typer.echo(rows_text(table.to_pylist(), shown, fmt, width=_width()), nl=False)
+
+
+def _print(rows: list[dict[str, object]], fmt: Format, document: object) -> None:
+    from indexer.render import json_text, rows_text
+
+    if fmt is Format.json:
+        typer.echo(json_text(document), nl=False)
+    else:
+        typer.echo(rows_text(rows, list(rows[0]), fmt, width=_width()), nl=False)
+
+
+def _width() -> int:
+    return os.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def _status_rows(facts: dict[str, Any]) -> list[dict[str, object]]:
+    """The facts of `LabelIndex.status` that fit two columns; all are in `--format json`."""
+    from indexer.render import size_text
+
+    shown: dict[str, object] = {"index": facts["index"], "model": facts["model"]}
+    shown |= {f"videos {outcome}": n for outcome, n in facts["videos"].items()}
+    shown |= {f"failed with {code}": n for code, n in facts["errors"].items()}
+    shown |= {"clips": facts["clips"], "video-hours": facts["hours"]}
+    for name, size in facts["tables"].items():
+        shown[name] = f"{size['rows']:,} rows, {size['files']:,} files, {size_text(size['bytes'])}"
+    shown["models"] = [model["tag"] for model in facts["models"]]
+    shown["runs"] = len(facts["runs"])
+    for run in facts["runs"][-1:]:
+        shown["last run"] = f"{run['run_id']}, {run['status']} after {run['elapsed_seconds']:.0f} s"
+        shown["last run's rate"] = (
+            f"{run['clips_per_second']} clips/s, {run['video_hours_per_hour']} video-hours an hour"
+        )
+        shown["last run's bottleneck"] = run["bottleneck"]
+    return [{"what": name, "value": value} for name, value in shown.items()]

@@ -1,0 +1,322 @@
+"""The job's configuration: sections with checked values, merged from file, environment and flags.
+
+A later source wins: the defaults here, then a TOML file, then `INDEXER_SECTION_KEY` variables, then
+flags. Every refusal names the key, the value and what is allowed.
+"""
+
+import hashlib
+import json
+import tomllib
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from indexer.errors import ConfigError
+
+SCHEMA_VERSION: Final = 1
+ENV_PREFIX: Final = "INDEXER_"
+
+
+def _split_commas(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+"""A list of words; in the environment and in flags, separated by commas."""
+
+
+class Section(BaseModel):
+    """Base of the sections: immutable, and no unknown key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Sampling(Section):
+    """Which frames of a video make its clips.
+
+    Attributes:
+        mode: `windows` for archives, `uniform` for short clips (one clip a video), `kinetics` for
+            the paper's test protocol, `random` for the Hugging Face document's example.
+        target_fps: clock of the windows: a window lasts
+            `num_frames * frame_rate_divisor / target_fps` seconds.
+        frame_rate_divisor: source frames, at `target_fps`, from one frame of a clip to the next; by
+            default the checkpoint's own (32 where it does not say).
+        hop_seconds: from one window's start to the next; by default the length of a window.
+        min_seconds: a last, partial window is kept if it has at least this many seconds.
+        views: temporal clips of a video in `kinetics` mode.
+        seed: of `random` mode, mixed with the video's id.
+        segment_clips: a long video is cut into units of at most this many clips.
+    """
+
+    mode: Literal["windows", "uniform", "kinetics", "random"] = "windows"
+    target_fps: Annotated[float, Field(gt=0, le=1000)] = 30.0
+    frame_rate_divisor: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    hop_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    min_seconds: Annotated[float, Field(ge=0, le=86_400)] = 2.0
+    views: Annotated[int, Field(ge=1, le=100)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    segment_clips: Annotated[int, Field(ge=1, le=4096)] = 32
+
+
+class Decode(Section):
+    """What is accepted as a video, and how much one may cost.
+
+    Attributes:
+        formats: FFmpeg's names of the containers that may be opened.
+        codecs: FFmpeg's names of the codecs that may be decoded.
+        resize: `exact` gives the pixels of the Hugging Face processor.
+        max_pixels: width times height of the largest frame.
+        max_frames: frames of the longest video.
+        max_bytes: size of the largest object.
+    """
+
+    formats: Names = ("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm")
+    codecs: Names = (
+        "h264", "hevc", "av1", "libdav1d", "vp8", "libvpx", "vp9", "libvpx-vp9",
+        "mpeg4", "mpeg1video", "mpeg2video",
+    )  # fmt: skip
+    resize: Literal["exact"] = "exact"
+    max_pixels: Annotated[int, Field(ge=1)] = 8192 * 4320
+    max_frames: Annotated[int, Field(ge=1)] = 5_000_000
+    max_bytes: Annotated[int, Field(ge=1)] = 64 * 2**30
+
+
+class Model(Section):
+    """Which checkpoint labels the clips.
+
+    Attributes:
+        id: `demo` for the bundled model, a Hugging Face hub id, a folder, or an fsspec URL of one.
+        revision: branch, tag or commit of a hub id.
+        backend: `transformers` runs the Hugging Face module.
+        device: `auto` takes a GPU where the cluster has one.
+        batch_size: clips of one forward pass; by default 32 on a GPU and 2 on a CPU.
+        top_k: labels kept for each clip.
+        min_score: labels below this probability are not kept, except the best one.
+    """
+
+    id: Annotated[str, Field(min_length=1)] = "facebook/timesformer-base-finetuned-k400"
+    revision: str | None = None
+    backend: Literal["transformers"] = "transformers"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=1000)] = 5
+    min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class Cluster(Section):
+    """Where the job runs and how it is spread.
+
+    Attributes:
+        address: of a running Ray cluster; by default the one this process belongs to, else a local
+            one is started for the job.
+        decode_actors: decoding processes; by default worked out from the cluster.
+        model_actors: model processes; by default one for each GPU, or one on a CPU cluster.
+        block_clips: clips that travel together from the decoders to the model; by default 64 with
+            GPUs and 8 without, where a block of 64 would take minutes.
+    """
+
+    address: str | None = None
+    decode_actors: Annotated[int, Field(ge=1)] | None = None
+    model_actors: Annotated[int, Field(ge=1)] | None = None
+    block_clips: Annotated[int, Field(ge=1, le=4096)] | None = None
+
+
+class Output(Section):
+    """What is written, and when.
+
+    Attributes:
+        tag: short name of the model and recipe, and of their partition; by default worked out.
+        logits: whether `embeddings` keeps the logits beside the embedding.
+        commit_seconds: at most this long passes between two commits while rows arrive.
+    """
+
+    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+    logits: bool = True
+    commit_seconds: Annotated[float, Field(gt=0, le=3600)] = 5.0
+
+
+class Precision(Section):
+    """Numbers' precision, in the model and on disk.
+
+    Attributes:
+        model: of the weights and activations; `auto` is float32.
+        stored_mantissa_bits: bits of mantissa kept of logits and embeddings; 23 keeps all.
+    """
+
+    model: Literal["auto", "float32", "bfloat16"] = "auto"
+    stored_mantissa_bits: Annotated[int, Field(ge=1, le=23)] = 10
+
+
+class IndexConfig(Section):
+    """A whole job: what to read, where to write, and how.
+
+    Attributes:
+        inputs: files, folders, globs, `s3://` prefixes or manifests.
+        index: folder or URL of the index.
+        schemes: URL schemes that inputs, the index and the model may use.
+        if_exists: what to do where the index already has rows of this model: `resume` skips what is
+            done, `error` refuses.
+        retry: an error code whose failed videos are tried again, or `all`.
+        limit: at most this many videos.
+    """
+
+    inputs: Annotated[tuple[str, ...], Field(min_length=1)]
+    index: Annotated[str, Field(min_length=1)]
+    schemes: Names = ("file", "s3")
+    if_exists: Literal["resume", "error"] = "resume"
+    retry: str | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+    sampling: Sampling = Sampling()
+    decode: Decode = Decode()
+    model: Model = Model()
+    cluster: Cluster = Cluster()
+    output: Output = Output()
+    precision: Precision = Precision()
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        if self.sampling.views > 1 and self.sampling.mode != "kinetics":
+            message = f"sampling.views = {self.sampling.views} needs sampling.mode = kinetics"
+            raise ValueError(message)
+        return self
+
+    @classmethod
+    def load(
+        cls,
+        file: Path | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        overrides: Mapping[str, object] | None = None,
+    ) -> Self:
+        """Merges a TOML file, the environment and flags, and checks the result.
+
+        Args:
+            file: a TOML file with the sections of this class.
+            env: the environment; only names that begin with `INDEXER_` are looked at.
+            overrides: dotted keys with values, as from flags; a value of None is passed over.
+
+        Raises:
+            ConfigError: a key is unknown or a value is impossible.
+        """
+        tree: dict[str, Any] = {} if file is None else _read_toml(file)
+        for name, value in sorted((env or {}).items()):
+            if name.startswith(ENV_PREFIX):
+                _put(tree, _env_key(cls, name), value)
+        for key, override in (overrides or {}).items():
+            if override is not None:
+                _put(tree, key, override)
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise ConfigError(_explain(cls, error)) from error
+
+    def fingerprint(self, model_facts: Mapping[str, object]) -> dict[str, object]:
+        """Everything on which the rows of this job depend, as a JSON object.
+
+        Args:
+            model_facts: id, revision, weights_sha256, preprocessing and clip length of the
+                checkpoint, as `indexer.model.weights.Checkpoint.facts()` gives them.
+        """
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": dict(model_facts),
+            "resize": self.decode.resize,
+            "sampling": self.sampling.model_dump(mode="json"),
+            "precision": self.precision.model_dump(mode="json"),
+            "top_k": self.model.top_k,
+            "min_score": self.model.min_score,
+        }
+
+
+def fingerprint_digest(fingerprint: Mapping[str, object]) -> str:
+    """Sha256 of a fingerprint's canonical JSON, in hex."""
+    canonical = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        message = f"cannot read the configuration file {file}: {error.strerror}"
+        raise ConfigError(message) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        message = f"{file} is not a TOML file: {error}"
+        raise ConfigError(message) from error
+
+
+def _env_key(cls: type[IndexConfig], name: str) -> str:
+    """`INDEXER_SAMPLING_SEED` names `sampling.seed`, `INDEXER_LIMIT` names `limit`."""
+    key = name.removeprefix(ENV_PREFIX).lower()
+    section, _, rest = key.partition("_")
+    if key not in cls.model_fields and section in cls.model_fields and rest:
+        return f"{section}.{rest}"
+    return key
+
+
+def _put(tree: dict[str, Any], dotted: str, value: object) -> None:
+    *sections, key = dotted.split(".")
+    node: object = tree
+    for section in sections:
+        node = node.setdefault(section, {}) if isinstance(node, dict) else node
+    if not isinstance(node, dict):
+        message = f"{dotted}: {'.'.join(sections)} is a value ({node!r}), not a section"
+        raise ConfigError(message)
+    node[key] = value
+
+
+def _explain(cls: type[IndexConfig], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        place = tuple(part for part in problem["loc"] if isinstance(part, str))
+        key = ".".join(_known_prefix(cls, place)) or "configuration"
+        if problem["type"] == "extra_forbidden":
+            section, known = _fields_beside(cls, place)
+            lines.append(
+                f"{'.'.join(place)}: no such key; {section} has {', '.join(sorted(known))}"
+            )
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: is required")
+        else:
+            reason = problem["msg"].removeprefix("Value error, ")
+            reason = reason[0].lower() + reason[1:]
+            lines.append(f"{key} = {problem['input']!r}: {reason}" if place else reason)
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _known_prefix(cls: type[BaseModel], place: tuple[str, ...]) -> tuple[str, ...]:
+    """Drops what pydantic appends to a location for the branches of a union."""
+    known: list[str] = []
+    level: type[BaseModel] | None = cls
+    for part in place:
+        if level is None or part not in level.model_fields:
+            break
+        known.append(part)
+        level = _section_type(level.model_fields[part].annotation)
+    return tuple(known)
+
+
+def _section_type(annotation: object) -> type[BaseModel] | None:
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = get_args(annotation)[0]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
+
+
+def _fields_beside(cls: type[BaseModel], place: tuple[str, ...]) -> tuple[str, set[str]]:
+    level = cls
+    for part in place[:-1]:
+        below = (
+            _section_type(level.model_fields[part].annotation)
+            if part in level.model_fields
+            else None
+        )
+        level = below or level
+    name = ".".join(place[:-1])
+    return (f"section {name}" if name else "a configuration"), set(level.model_fields)

@@ -1,0 +1,130 @@
+"""What a job counts and tells while it runs. Nothing here prints."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Sums over units; `+` adds two, and `Counts()` is zero.
+
+    Attributes:
+        units: units with an outcome, indexed or failed.
+        clips: clips of the indexed units.
+        failures: units that failed, by error code.
+        fetch_seconds: wall time of fetching, over all workers.
+        decode_seconds: CPU time of decoding, over all workers.
+        model_seconds: time of the model, over all workers.
+        video_seconds: running time of the videos whose first unit is among these.
+        read_bytes: size of those videos.
+    """
+
+    units: int = 0
+    clips: int = 0
+    failures: Mapping[str, int] = field(default_factory=dict)
+    fetch_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    model_seconds: float = 0.0
+    video_seconds: float = 0.0
+    read_bytes: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            units=self.units + other.units,
+            clips=self.clips + other.clips,
+            failures=dict(Counter(self.failures) + Counter(other.failures)),
+            fetch_seconds=self.fetch_seconds + other.fetch_seconds,
+            decode_seconds=self.decode_seconds + other.decode_seconds,
+            model_seconds=self.model_seconds + other.model_seconds,
+            video_seconds=self.video_seconds + other.video_seconds,
+            read_bytes=self.read_bytes + other.read_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlanned:
+    """The manifest is listed and compared with the index.
+
+    Attributes:
+        run_id: of this run.
+        tag: the model's short name in the index.
+        listed_videos: videos in the inputs.
+        skipped_videos: of these, the ones whose outcome the index already has.
+        todo_videos: videos of this run.
+        todo_bytes: their size.
+    """
+
+    run_id: str
+    tag: str
+    listed_videos: int
+    skipped_videos: int
+    todo_videos: int
+    todo_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterReady:
+    """Ray runs and the pools are sized.
+
+    Attributes:
+        cpus: of the cluster.
+        gpus: of the cluster.
+        decode_actors: decoding processes.
+        model_actors: model processes.
+    """
+
+    cpus: float
+    gpus: float
+    decode_actors: int
+    model_actors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A moment of the running job; sent at least once a second.
+
+    Attributes:
+        videos_indexed: videos with all their units indexed.
+        videos_failed: videos with all their units done and at least one failed.
+        counts: sums so far.
+        committed_units: units that are already in the index.
+        elapsed_seconds: since the pipeline started.
+    """
+
+    videos_indexed: int
+    videos_failed: int
+    counts: Counts
+    committed_units: int
+    elapsed_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class JobFinished:
+    """The job ended, and how.
+
+    Attributes:
+        status: finished, interrupted or failed.
+        report: the object written to `runs/<run_id>.json`.
+    """
+
+    status: str
+    report: Mapping[str, object]
+
+
+Event = JobPlanned | ClusterReady | Progress | JobFinished
+
+
+class Observer(Protocol):
+    """Is told of a job's events, on the driver, in order."""
+
+    def on_event(self, event: Event) -> None:
+        """Takes note of an event; must return quickly and never raise."""
+
+
+class SilentObserver:
+    """Takes note of nothing."""
+
+    def on_event(self, event: Event) -> None:
+        """Ignores the event."""

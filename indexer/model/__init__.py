@@ -1,0 +1,1 @@
+"""From a checkpoint and uint8 clips to logits and embeddings; needs no Ray, av or tables."""

@@ -1,0 +1,124 @@
+"""Printing rows for people and for programs: `--format table|json|csv`."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+class Format(StrEnum):
+    """How rows are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+Row = Mapping[str, object]
+
+
+def rows_text(rows: Sequence[Row], columns: Sequence[str], fmt: Format, *, width: int = 0) -> str:
+    """Rows as text that ends with a newline.
+
+    Args:
+        rows: one mapping per row.
+        columns: the columns to show, in order.
+        fmt: of the text.
+        width: of the terminal; 0 takes what the table needs, as for a pipe.
+    """
+    match fmt:
+        case Format.json:
+            return json_text([{name: row[name] for name in columns} for row in rows])
+        case Format.csv:
+            return _csv_text(rows, columns)
+        case Format.table:
+            return _table_text(rows, columns, width)
+
+
+def json_text(value: object) -> str:
+    """One JSON document; times as ISO 8601."""
+    return json.dumps(value, indent=2, ensure_ascii=False, default=_json_default) + "\n"
+
+
+def _json_default(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    message = f"{type(value).__name__} has no JSON form"
+    raise TypeError(message)
+
+
+def _csv_text(rows: Iterable[Row], columns: Sequence[str]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_plain(row[name]) for name in columns] for row in rows)
+    return out.getvalue()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def _table_text(rows: Sequence[Row], columns: Sequence[str], width: int) -> str:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        values = [row[name] for row in rows if row[name] is not None]
+        numeric = bool(values) and all(isinstance(value, int | float) for value in values)
+        table.add_column(
+            name.removesuffix("_seconds"),
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=numeric,
+        )
+    for row in rows:
+        table.add_row(*(Text(cell_text(name, row[name])) for name in columns))
+    out = io.StringIO()
+    Console(file=out, width=width or 10_000, color_system=None).print(table)
+    return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
+
+
+def cell_text(column: str, value: object) -> str:
+    """One value for people: times as `1:02:03.50`, control characters made visible."""
+    match value:
+        case None:
+            text = ""
+        case bool():
+            text = "yes" if value else "no"
+        case float():
+            text = clock_text(value) if column.endswith("_seconds") else f"{value:.4g}"
+        case int():
+            text = f"{value:,}"
+        case datetime():
+            text = f"{value:%Y-%m-%d %H:%M:%S}"
+        case list():
+            text = ", ".join(cell_text("", part) for part in value)
+        case _:
+            text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+    return text
+
+
+def clock_text(seconds: float) -> str:
+    """`3723.5` as "1:02:03.50"."""
+    if not math.isfinite(seconds):
+        return str(seconds)
+    minutes, rest = divmod(round(seconds, 2), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02d}:{rest:05.2f}" if hours else f"{minutes}:{rest:05.2f}"
+
+
+def size_text(size_bytes: float) -> str:
+    """`1234567` as "1.2 MB"."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size_bytes < 1000 or unit == "TB":  # noqa: PLR2004 - SI units
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    raise AssertionError

@@ -1,0 +1,1 @@
+"""The only code that knows Ray: the pipeline, its workers, and their progress."""

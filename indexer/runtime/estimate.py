@@ -1,0 +1,117 @@
+"""What a planned job would cost, from listings and a sample of the videos themselves."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+import pyarrow as pa
+
+from indexer.errors import VideoError
+from indexer.records import VideoRef
+from indexer.render import size_text
+from indexer.runtime.blocks import todos
+from indexer.runtime.todo import JobPlan
+from indexer.video.fetch import open_video
+from indexer.video.plan import DecodePlan, plan_clips
+from indexer.video.probe import open_video_stream, scan_packets
+
+SAMPLE_VIDEOS: Final = 8
+SAMPLE_BYTES: Final = 256 * 2**20
+"""A plan reads at most about this much of the archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the sampled videos add up to.
+
+    Attributes:
+        videos: that were read, readable or not.
+        size_bytes: their size.
+        video_seconds: running time of the readable ones.
+        clips: of the readable ones.
+        unreadable: how many were not.
+    """
+
+    videos: int = 0
+    size_bytes: int = 0
+    video_seconds: Fraction = Fraction(0)
+    clips: int = 0
+    unreadable: int = 0
+
+
+def describe_plan(plan: JobPlan) -> dict[str, object]:
+    """What the run would do, as names and values for people and programs."""
+    sample = take_sample(plan.todo, plan.decode_plan)
+    scale = plan.todo_bytes / sample.size_bytes if sample.size_bytes else 0.0
+    hours = float(sample.video_seconds) / 3600 * scale
+    clips = sample.clips * scale
+    facts: dict[str, object] = {
+        "model": plan.tag,
+        "listed_videos": plan.listed_videos,
+        "skipped_videos": plan.done_videos,
+        "skipped_because": _skipped_because(plan),
+        "todo_videos": plan.todo.num_rows,
+        "todo_bytes": plan.todo_bytes,
+        "todo_size": size_text(plan.todo_bytes),
+        "changed_videos": plan.changed.num_rows,
+        "sampled_videos": sample.videos,
+        "unreadable_in_sample": sample.unreadable,
+    }
+    if scale:
+        facts |= {
+            "estimated_video_hours": round(hours, 3),
+            "estimated_clips": round(clips),
+            "estimated_index_bytes": round(clips * _row_bytes(plan)),
+        }
+    return facts
+
+
+def take_sample(todo: pa.Table, plan: DecodePlan) -> Sample:
+    """Reads the packets of some videos, spread evenly over the list, and decodes nothing."""
+    sample = Sample()
+    step = max(1, todo.num_rows // SAMPLE_VIDEOS)
+    for some in todos(todo.take(list(range(0, todo.num_rows, step))[:SAMPLE_VIDEOS])):
+        if sample.size_bytes + some.ref.size_bytes > SAMPLE_BYTES:
+            continue
+        sample = _add(sample, some.ref, plan)
+    return sample
+
+
+def _add(sample: Sample, ref: VideoRef, plan: DecodePlan) -> Sample:
+    seconds, clips, unreadable = Fraction(0), 0, 0
+    try:
+        with open_video(ref, plan.decode) as file, open_video_stream(file, plan.decode) as opened:
+            timeline = scan_packets(file, *opened, plan.decode).timeline
+        if timeline is not None:
+            planned = plan_clips(
+                timeline,
+                plan.sampling,
+                num_frames=plan.num_frames,
+                frame_rate_divisor=plan.frame_rate_divisor,
+                video_id=ref.video_id,
+            )
+            seconds, clips = timeline.duration, len(planned)
+    except VideoError:
+        unreadable = 1
+    return Sample(
+        videos=sample.videos + 1,
+        size_bytes=sample.size_bytes + ref.size_bytes,
+        video_seconds=sample.video_seconds + seconds,
+        clips=sample.clips + clips,
+        unreadable=sample.unreadable + unreadable,
+    )
+
+
+def _skipped_because(plan: JobPlan) -> str:
+    if not plan.done_videos:
+        return ""
+    indexed = plan.done_videos - plan.failed_videos
+    return f"{indexed:,} are indexed, {plan.failed_videos:,} failed (--retry all tries them again)"
+
+
+def _row_bytes(plan: JobPlan) -> float:
+    """Bytes of a clip in the tables: what float lists of 10 bits of mantissa take, and the rest."""
+    bits = 9 + plan.config.precision.stored_mantissa_bits  # and sign and exponent
+    floats = plan.checkpoint.hidden_size
+    floats += plan.checkpoint.num_labels if plan.config.output.logits else 0
+    return floats * bits / 8 + 150

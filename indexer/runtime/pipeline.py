@@ -1,0 +1,376 @@
+"""The job: manifest, decoders, model, writers and the one committer, over Ray Data."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError, RayTaskError
+
+from indexer.config import IndexConfig
+from indexer.errors import ClusterError, IndexerError
+from indexer.metrics import (
+    ClusterReady,
+    Counts,
+    JobFinished,
+    JobPlanned,
+    Observer,
+    Progress,
+    SilentObserver,
+)
+from indexer.runtime.cluster import Pools, connected, size_pools
+from indexer.runtime.report import build_report
+from indexer.runtime.stages import UnitReceipt, WriteReceipt
+from indexer.runtime.todo import JobPlan, plan_job
+from indexer.runtime.workers import DecodeVideos, ScoreUnits, receipts, write_block
+from indexer.storage import check_scheme, check_writable
+from indexer.table import catalog
+from indexer.table.commit import Committer
+from indexer.table.rows import RowContext
+from indexer.table.write import DataFile
+
+TICK_SECONDS: Final = 1.0
+"""Between two looks at the clock while no rows arrive."""
+
+logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not for our users
+
+WRITE_TASK_CPUS: Final = 0.25
+MAX_VIDEOS_PER_TASK: Final = 16
+"""Videos of one decode task: enough to hide a task's cost, few enough to balance the pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What became of a job.
+
+    Attributes:
+        run_id: of this run; its report is `runs/<run_id>.json` in the index.
+        tag: the model's short name in the index.
+        status: finished or interrupted.
+        videos_indexed: videos of this run with all their units indexed.
+        videos_failed: videos of this run that failed.
+        skipped_videos: videos that needed no work.
+        skipped_failed_videos: of these, the ones whose outcome is a failure.
+        counts: sums over the units of this run.
+        report: the object written to `runs/<run_id>.json`.
+    """
+
+    run_id: str
+    tag: str
+    status: str
+    videos_indexed: int
+    videos_failed: int
+    skipped_videos: int
+    skipped_failed_videos: int
+    counts: Counts
+    report: Mapping[str, object]
+
+
+def run_index(config: IndexConfig, observer: Observer | None = None) -> RunResult:
+    """Runs a job to its end; rows are committed every few seconds on the way.
+
+    Raises:
+        IndexerError: the job cannot go on; what was committed stands, and the same command resumes.
+    """
+    observer = observer or SilentObserver()
+    check_scheme(config.index, config.schemes)
+    check_writable(config.index)
+    plan = plan_job(config)
+    observer.on_event(
+        JobPlanned(
+            run_id=plan.run_id,
+            tag=plan.tag,
+            listed_videos=plan.listed_videos,
+            skipped_videos=plan.done_videos,
+            todo_videos=plan.todo.num_rows,
+            todo_bytes=plan.todo_bytes,
+        )
+    )
+    catalog.create_index(plan.paths)
+    catalog.register_model(plan.paths, plan.tag, plan.fingerprint, plan.checkpoint.labels)
+    return _Job(plan, observer).run()
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Outcomes so far; a video counts once all its units have arrived."""
+
+    done_before: dict[str, int]
+    counts: Counts = field(default_factory=Counts)
+    videos_indexed: int = 0
+    videos_failed: int = 0
+    _open_units: dict[str, int] = field(default_factory=dict)
+    _failed_ids: set[str] = field(default_factory=set)
+
+    def add(self, receipt: WriteReceipt) -> None:
+        self.counts += receipt.counts
+        for unit in receipt.units:
+            self._add_unit(unit)
+
+    def _add_unit(self, unit: UnitReceipt) -> None:
+        if unit.failed:
+            self._failed_ids.add(unit.video_id)
+        at_first = unit.units - self.done_before.get(unit.video_id, 0)
+        left = self._open_units.pop(unit.video_id, at_first) - 1
+        if left > 0:
+            self._open_units[unit.video_id] = left
+        elif unit.video_id in self._failed_ids:
+            self.videos_failed += 1
+        else:
+            self.videos_indexed += 1
+
+    @property
+    def videos(self) -> int:
+        return self.videos_indexed + self.videos_failed
+
+
+class _Job:
+    """One run of a planned job; lives as long as its `run()`."""
+
+    def __init__(self, plan: JobPlan, observer: Observer) -> None:
+        self._plan = plan
+        self._observer = observer
+        self._started_at = datetime.now(UTC)
+        self._committer = Committer(plan.paths, plan.tag, plan.run_id)
+        self._lock = threading.RLock()  # of all below: the ticker commits while batches are awaited
+        self._commit_error: IndexerError | None = None
+        self._pending: list[DataFile] = []
+        self._pending_units = 0
+        self._committed_units = 0
+        self._last_commit = time.monotonic()
+        self._pipeline_started = time.monotonic()
+        self._pools: Pools | None = None
+        done_units = zip(
+            plan.todo["video_id"].to_pylist(),
+            pc.list_value_length(plan.todo["done_units"]).to_pylist(),
+            strict=True,
+        )
+        self._tally = _Tally(done_before={video_id: n for video_id, n in done_units if n})
+
+    def run(self) -> RunResult:
+        """Runs the pipeline if there is anything to do, and writes the report whatever happens."""
+        status = "failed"
+        self._write_report("running")
+        try:
+            self._committer.remove_videos(
+                self._plan.changed["video_id"].to_pylist(), self._plan.changed["uri"].to_pylist()
+            )
+            if self._plan.todo.num_rows:
+                self._run_pipeline()
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+        finally:
+            report = self._write_report(status)
+            self._observer.on_event(JobFinished(status, report))
+        return RunResult(
+            run_id=self._plan.run_id,
+            tag=self._plan.tag,
+            status=status,
+            videos_indexed=self._tally.videos_indexed,
+            videos_failed=self._tally.videos_failed,
+            skipped_videos=self._plan.done_videos,
+            skipped_failed_videos=self._plan.failed_videos,
+            counts=self._tally.counts,
+            report=report,
+        )
+
+    def _run_pipeline(self) -> None:
+        config, todo_videos = self._plan.config, self._plan.todo.num_rows
+        with connected(config.cluster) as (cpus, gpus):
+            pools = size_pools(cpus, gpus, config.cluster, config.model, todo_videos=todo_videos)
+            self._pools = pools
+            self._observer.on_event(
+                ClusterReady(pools.cpus, pools.gpus, pools.decode_actors, pools.model_actors)
+            )
+            self._pipeline_started = time.monotonic()
+            try:
+                with self._ticking():
+                    for batch in _batches(build_dataset(self._plan, pools)):
+                        self._take(batch)
+            finally:
+                self._commit()
+        self._check_complete()
+
+    def _take(self, batch: pa.Table) -> None:
+        with self._lock:
+            for receipt in receipts(batch):
+                self._tally.add(receipt)
+                self._pending.extend(receipt.files)
+                self._pending_units += len(receipt.units)
+        self._commit_if_due()
+        if self._commit_error is not None:
+            raise self._commit_error
+
+    @contextmanager
+    def _ticking(self) -> Iterator[None]:
+        """Commits and tells of progress in the block also while no batch comes."""
+        over = threading.Event()
+
+        def tick() -> None:
+            while not over.wait(TICK_SECONDS):
+                try:
+                    self._commit_if_due()
+                except IndexerError as error:  # the main thread raises it with the next batch
+                    self._commit_error = error
+
+        ticker = threading.Thread(target=tick, name="commit-ticker", daemon=True)
+        ticker.start()
+        try:
+            yield
+        finally:
+            over.set()
+            ticker.join()
+
+    def _commit_if_due(self) -> None:
+        with self._lock:
+            if time.monotonic() - self._last_commit >= self._plan.config.output.commit_seconds:
+                self._commit()
+            self._report_progress()
+
+    def _commit(self) -> None:
+        with self._lock:
+            if self._pending:
+                self._committer.commit(self._pending)
+                self._committed_units += self._pending_units
+                self._pending, self._pending_units = [], 0
+                self._report_progress()
+            self._last_commit = time.monotonic()
+
+    def _report_progress(self) -> None:
+        self._observer.on_event(
+            Progress(
+                videos_indexed=self._tally.videos_indexed,
+                videos_failed=self._tally.videos_failed,
+                counts=self._tally.counts,
+                committed_units=self._committed_units,
+                elapsed_seconds=time.monotonic() - self._pipeline_started,
+            )
+        )
+
+    def _check_complete(self) -> None:
+        if self._tally.videos != self._plan.todo.num_rows:
+            message = (
+                f"{self._plan.todo.num_rows} videos went in, but {self._tally.videos} came out; "
+                "what arrived is committed, run the same command again for the rest"
+            )
+            raise ClusterError(message)
+
+    def _write_report(self, status: str) -> dict[str, object]:
+        report = build_report(
+            self._plan,
+            self._pools,
+            self._tally.counts,
+            videos_indexed=self._tally.videos_indexed,
+            videos_failed=self._tally.videos_failed,
+            status=status,
+            started_at=self._started_at,
+        )
+        catalog.write_run_report(self._plan.paths, self._plan.run_id, report)
+        return report
+
+
+def build_dataset(plan: JobPlan, pools: Pools) -> ray.data.Dataset:
+    """The operators of the job; nothing runs until the result is iterated."""
+    context = DataContext.get_current().copy()
+    clip_bytes = 3 * plan.checkpoint.num_frames * plan.checkpoint.image_size**2
+    # Ray merges rows into blocks of about this size; a row, and so a unit, stays whole.
+    context.target_max_block_size = pools.block_clips * clip_bytes
+    context.enable_progress_bars = False
+    context.verbose_stats_logs = False
+    context.print_on_execution_start = False
+    actors: dict[str, Any] = {"num_cpus": pools.actor_cpus}
+    with DataContext.current(context):
+        return (
+            ray.data.from_arrow(_split(plan.todo, pools.decode_actors))
+            .map_batches(
+                DecodeVideos,
+                fn_constructor_args=(plan.decode_plan,),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=pools.decode_actors),
+                **actors,
+            )
+            .map_batches(
+                ScoreUnits,
+                fn_constructor_kwargs=_model_arguments(plan, pools),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=pools.model_actors),
+                num_gpus=1 if pools.device == "cuda" else 0,
+                **actors,
+            )
+            .map_batches(
+                write_block,  # type: ignore[arg-type]  # Ray's type forgets fn_args
+                fn_args=(plan.paths, _row_context(plan)),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=WRITE_TASK_CPUS,
+            )
+        )
+
+
+def _split(todo: pa.Table, decode_actors: int) -> list[pa.Table]:
+    """Input blocks, one decode task each: small at first sight of few videos, so that all share."""
+    rows = max(1, min(MAX_VIDEOS_PER_TASK, todo.num_rows // (4 * decode_actors)))
+    return [todo.slice(start, rows).combine_chunks() for start in range(0, todo.num_rows, rows)]
+
+
+def _model_arguments(plan: JobPlan, pools: Pools) -> dict[str, object]:
+    dtype = plan.config.precision.model
+    return {
+        "checkpoint": plan.checkpoint,
+        "device": pools.device,
+        "dtype": "float32" if dtype == "auto" else dtype,
+        "batch_size": pools.batch_size,
+        "threads": pools.model_threads,
+    }
+
+
+def _row_context(plan: JobPlan) -> RowContext:
+    config = plan.config
+    return RowContext(
+        tag=plan.tag,
+        run_id=plan.run_id,
+        labels=plan.checkpoint.labels,
+        top_k=config.model.top_k,
+        min_score=config.model.min_score,
+        keep_logits=config.output.logits,
+        stored_mantissa_bits=config.precision.stored_mantissa_bits,
+        indexed_at=datetime.now(UTC),  # each write task puts its own time here
+    )
+
+
+def _batches(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    """The dataset's blocks as they come, on this very thread: an interrupt ends the pipeline.
+
+    Raises:
+        IndexerError: a stage failed; its own error where it has one, else ClusterError.
+    """
+    try:
+        for bundle in dataset.iter_internal_ref_bundles():
+            for block in ray.get(list(bundle.block_refs)):
+                yield block
+    except RayError as error:
+        raise _explain(error) from error
+
+
+def _explain(error: BaseException) -> IndexerError:
+    """The package's own error inside what Ray raised, else one that names the last cause."""
+    cause: BaseException | None = error
+    last = error
+    while cause is not None:
+        if isinstance(cause, IndexerError):
+            return cause
+        last = cause
+        cause = cause.cause if isinstance(cause, RayTaskError) else cause.__cause__
+    return ClusterError(f"the pipeline failed: {type(last).__name__}: {last}")

@@ -1,0 +1,415 @@
+"""Where bytes lie: turns a URI into a file system and a storage failure into our errors.
+
+Local folders and S3 are first class; whatever else fsspec knows works where the job's `schemes`
+list it. Credentials come from the environment only, because arguments of a file system travel with
+it to every worker.
+"""
+
+import asyncio
+import errno
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import fsspec
+from botocore.exceptions import (  # type: ignore[import-untyped]
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.implementations.local import LocalFileSystem
+from s3fs import S3FileSystem  # type: ignore[import-untyped]
+
+from indexer.errors import ConfigError, StorageError
+from indexer.uris import KEYS_CHECK, absolute_uri, check_scheme, join, redact, scheme_of
+
+__all__ = [
+    "S3Store",
+    "absolute_uri",
+    "check_readable",
+    "check_scheme",
+    "check_writable",
+    "create_bytes",
+    "delete",
+    "delta_storage_options",
+    "exists",
+    "filesystem",
+    "join",
+    "list_json",
+    "list_names",
+    "read_bytes",
+    "redact",
+    "scheme_of",
+    "storage_errors",
+    "write_bytes",
+]
+
+CONNECT_SECONDS: Final = 5
+READ_SECONDS: Final = 60
+CHECK_SECONDS: Final = 4.0
+"""A check before a job answers, or gives up, within this time."""
+
+_CREATE_TRIES: Final = 5
+_READ_THREADS: Final = 8
+_DENIED: Final = f"access was denied: the credentials lack the permission, or {KEYS_CHECK}"
+_REGION_CHECK: Final = "set AWS_REGION to the bucket's region"
+_REFUSALS: Final = {
+    "InvalidAccessKeyId": f"the credentials were refused: {KEYS_CHECK}",
+    "SignatureDoesNotMatch": f"the credentials were refused: {KEYS_CHECK}",
+    "InvalidToken": f"the credentials were refused: {KEYS_CHECK}",
+    "ExpiredToken": "the credentials have expired: renew them",
+    "TokenRefreshRequired": "the credentials have expired: renew them",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong: set it",
+    "AccessDenied": _DENIED,
+    "403": _DENIED,
+    "NoSuchBucket": "the bucket does not exist: check its name and AWS_ENDPOINT_URL",
+    "InvalidBucketName": "no bucket can have this name",
+    "PermanentRedirect": f"the bucket is in another region: {_REGION_CHECK}",
+    "301": f"the bucket is in another region: {_REGION_CHECK}",
+    "AuthorizationHeaderMalformed": f"the request was signed for another region: {_REGION_CHECK}",
+}
+_LOCAL_REFUSALS: Final = {
+    errno.EACCES: "permission denied: check its owner and mode",
+    errno.EPERM: "permission denied: check its owner and mode",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+}
+
+
+class S3Store(S3FileSystem):  # type: ignore[misc]
+    """S3 with our bounds, no cached listings, and keys taken literally."""
+
+    connect_timeout = CONNECT_SECONDS
+    read_timeout = READ_SECONDS
+    retries = 3
+
+    def split_path(self, path: str) -> tuple[str, str, str | None]:
+        """Bucket and key; the base class would cut `?versionId=` off a key that holds it."""
+        bucket, key = self._find_bucket_key(path.removeprefix("s3://").removeprefix("s3a://"))
+        return bucket, key, None
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI, and the path to use with it.
+
+    Raises:
+        ConfigError: the scheme is unknown, or its package is not installed.
+    """
+    absolute = absolute_uri(uri)
+    scheme = scheme_of(uri)
+    if scheme == "file":
+        return LocalFileSystem(), absolute
+    if scheme == "s3":
+        return _s3(), absolute.removeprefix("s3://")
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        message = f"{redact(uri)}: the scheme {scheme!r} cannot be used: {error}"
+        raise ConfigError(message) from error
+    return fs, path
+
+
+@contextmanager
+def storage_errors(uri: str) -> Iterator[None]:
+    """Turns a failure of the storage under `uri` into an error that says what to do.
+
+    A missing object stays a `FileNotFoundError`: only the caller knows what it means.
+
+    Raises:
+        StorageError: credentials, permissions, endpoint, bucket, disk.
+    """
+    try:
+        yield
+    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+        if isinstance(error, FileNotFoundError) and _service_code(error) != "NoSuchBucket":
+            raise
+        raise StorageError(_explain(error, uri)) from error
+
+
+def read_bytes(uri: str) -> bytes:
+    """The content of a small object.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: it cannot be read.
+    """
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        return _read(fs, path)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Replaces a small object: readers see the old bytes or the new ones, never a part.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        if isinstance(fs, LocalFileSystem):
+            _write_local(Path(path), data, os.replace)
+        else:
+            fs.pipe_file(path, data)
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Makes a small object unless there is one: of many writers one wins.
+
+    A store may refuse the retry of a write that had been applied although its reply was lost, so a
+    refusal is decided by reading back. Writers who must know whether it was they who won put a
+    token of their own into `data`.
+
+    Returns:
+        Whether the object now holds exactly `data`.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        for _ in range(_CREATE_TRIES):
+            try:
+                if isinstance(fs, LocalFileSystem):
+                    _write_local(Path(path), data, os.link)
+                else:
+                    fs.pipe_file(path, data, mode="create")
+            except OSError as error:
+                if not _lost_race(error):
+                    raise
+            try:
+                return _read(fs, path) == data
+            except FileNotFoundError:
+                continue  # the winner has removed it again, or a racing write is still under way
+    message = f"{redact(uri)}: the object appears and vanishes; another process is at work on it"
+    raise StorageError(message)
+
+
+def delete(uri: str) -> None:
+    """Removes one object; one that is not there is no error.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        try:
+            fs.rm_file(path)
+        except FileNotFoundError:
+            return
+
+
+def exists(uri: str) -> bool:
+    """Whether there is an object, or a folder, of this name.
+
+    Raises:
+        StorageError: the storage does not say.
+    """
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        found = bool(fs.exists(path))
+    if not found:
+        check_readable(uri)  # s3fs says the same of a missing object and of a missing bucket
+    return found
+
+
+def list_names(uri: str) -> list[str]:
+    """Names of the objects directly in a folder, sorted; none where there is no folder.
+
+    Raises:
+        StorageError: the folder cannot be listed.
+    """
+    fs, path = filesystem(uri)
+    with storage_errors(uri):
+        try:
+            entries = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            check_readable(uri)
+            return []
+    names = (entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
+    return sorted(name for name in names if name)
+
+
+def list_json(uri: str) -> dict[str, Any]:
+    """Every `.json` object directly in a folder, parsed, by name.
+
+    Raises:
+        StorageError: the folder or an object cannot be read, or is no JSON.
+    """
+    names = [name for name in list_names(uri) if name.endswith(".json")]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        parsed = pool.map(lambda name: _read_json(join(uri, name)), names)
+        return {
+            name: found[0] for name, found in zip(names, parsed, strict=True) if found is not None
+        }
+
+
+def delta_storage_options(uri: str) -> dict[str, str]:
+    """What `deltalake` needs besides the environment, from which it takes the credentials.
+
+    An endpoint that does not answer is given up within five seconds.
+    """
+    if scheme_of(uri) != "s3":
+        return {}
+    options = {
+        "connect_timeout": "2s",
+        "max_retries": "4",
+        "retry_timeout": "2500ms",
+        "backoff_config.max_backoff": "1s",
+    }
+    endpoint = _endpoint()
+    if endpoint:
+        options["AWS_ENDPOINT_URL"] = endpoint
+        options["AWS_ALLOW_HTTP"] = "true" if endpoint.startswith("http://") else "false"
+        options["AWS_REGION"] = _region() or "us-east-1"
+    return options
+
+
+def check_writable(uri: str) -> None:
+    """Writes and removes a small object in a folder, within five seconds.
+
+    Raises:
+        StorageError: the folder cannot be written; the message says why.
+    """
+    name = f".probe-{uuid.uuid4().hex}.tmp"
+    try:
+        with storage_errors(uri):
+            _write_probe(uri, name)
+    except FileNotFoundError as error:
+        message = f"{redact(uri)}: nothing can be written there"
+        raise StorageError(message) from error
+
+
+def check_readable(uri: str) -> None:
+    """Lists one object below an S3 prefix, within five seconds; other storage is not asked.
+
+    Raises:
+        StorageError: the bucket cannot be listed; the message says why.
+    """
+    fs, path = filesystem(uri)
+    if isinstance(fs, S3Store):
+        bucket, prefix, _ = fs.split_path(path)
+        request = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": 1}
+        with storage_errors(uri):
+            _within_deadline(fs, lambda: fs._call_s3("list_objects_v2", **request))  # noqa: SLF001
+
+
+def _s3() -> S3Store:
+    # botocore reads AWS_DEFAULT_REGION only; everything else of AWS reads AWS_REGION too
+    region = _region()
+    return S3Store(
+        default_cache_type="none",
+        use_listings_cache=False,
+        config_kwargs={"retries": {"mode": "standard", "total_max_attempts": 4}},
+        client_kwargs={"region_name": region} if region else {},
+    )
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+def _region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+
+
+def _write_probe(uri: str, name: str) -> None:
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        folder = _nearest_folder(Path(path))
+        _write_local(folder / name, b"", os.replace)
+        (folder / name).unlink()
+    elif isinstance(fs, AsyncFileSystem):
+        _within_deadline(fs, lambda: _probe(fs, join(path, name)))
+    else:
+        fs.pipe_file(join(path, name), b"")
+        fs.rm_file(join(path, name))
+
+
+def _within_deadline(fs: AsyncFileSystem, make: Callable[[], Any]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(make(), CHECK_SECONDS)
+
+    sync(fs.loop, bounded)
+
+
+async def _probe(fs: AsyncFileSystem, path: str) -> None:
+    await fs._pipe_file(path, b"")  # noqa: SLF001 - the coroutine, to bound it
+    await fs._rm_file(path)  # noqa: SLF001
+
+
+def _nearest_folder(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _write_local(target: Path, data: bytes, publish: Callable[[Path, Path], None]) -> None:
+    """Writes under a hidden name, then publishes it in one step under its own."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+    # s3fs would ask for the size first, to fetch large objects in parts at the same time
+    options = {"max_concurrency": 1} if isinstance(fs, S3Store) else {}
+    content: bytes = fs.cat_file(path, **options)
+    return content
+
+
+def _read_json(uri: str) -> tuple[Any] | None:
+    try:
+        return (json.loads(read_bytes(uri)),)
+    except FileNotFoundError:
+        return None  # removed since it was listed
+    except ValueError as error:
+        message = f"{redact(uri)} is not JSON: {error}"
+        raise StorageError(message) from error
+
+
+def _service_code(error: BaseException) -> str:
+    """The code that the S3 service gave, such as "NoSuchBucket", or an empty string."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ClientError):
+        cause = cause.__cause__
+    return "" if cause is None else str(cause.response.get("Error", {}).get("Code", ""))
+
+
+def _lost_race(error: OSError) -> bool:
+    """Whether a conditional write met another; not every server lets s3fs see it by type."""
+    races = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+    return isinstance(error, FileExistsError) or _service_code(error) in races
+
+
+def _explain(error: BaseException, uri: str) -> str:
+    name = redact(uri)
+    code = _service_code(error)
+    if code in _REFUSALS:
+        return f"{name}: {_REFUSALS[code]} ({code})"
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return f"{name}: no credentials were found: {KEYS_CHECK}, or give the machine a role"
+    if isinstance(error, TimeoutError | BotoConnectionError | HTTPClientError):
+        endpoint = _endpoint()
+        where = f"AWS_ENDPOINT_URL={redact(endpoint)}" if endpoint else "no AWS_ENDPOINT_URL is set"
+        return f"{name}: cannot reach the storage service ({where}; {type(error).__name__})"
+    if isinstance(error, OSError) and error.errno in _LOCAL_REFUSALS:
+        return f"{name}: {_LOCAL_REFUSALS[error.errno]}"
+    return f"{name}: {type(error).__name__}: {error}"

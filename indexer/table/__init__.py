@@ -1,0 +1,1 @@
+"""The Delta tables of an index: schema, files, commits and queries."""

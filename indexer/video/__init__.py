@@ -1,0 +1,1 @@
+"""From a file object to preprocessed clips: plan, decode, preprocess."""

@@ -1,0 +1,80 @@
+"""How long a container says it is, by its own outermost sizes, against the bytes that are there.
+
+FFmpeg takes bytes that stop on the boundary of a frame for the end of the video and says nothing.
+"""
+
+from typing import BinaryIO, Final
+
+_ISO_DATA: Final = frozenset({b"mdat", b"moov", b"moof"})
+_ISO_OPENERS: Final = _ISO_DATA | {b"ftyp", b"styp", b"free", b"skip", b"wide", b"pnot"}
+_EBML: Final = b"\x1a\x45\xdf\xa3"
+_EBML_SEGMENT: Final = b"\x18\x53\x80\x67"
+
+
+def looks_like_container(file: BinaryIO) -> bool:
+    """Whether the first bytes are those of an MP4 or Matroska file."""
+    file.seek(0)
+    head = file.read(8)
+    return head[4:8] in _ISO_OPENERS or head[:4] == _EBML
+
+
+def cut_short(file: BinaryIO) -> str:
+    """What an MP4, Matroska or AVI file lacks at its end, in words; empty where nothing is known.
+
+    Args:
+        file: seekable; its position afterwards is undefined.
+    """
+    size_bytes = file.seek(0, 2)
+    file.seek(0)
+    head = file.read(12)
+    if head[4:8] in _ISO_OPENERS:
+        return _iso_cut_short(file, size_bytes)
+    if head[:4] == _EBML:
+        declared_bytes = _ebml_declared_bytes(file)
+    elif head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        declared_bytes = 8 + int.from_bytes(head[4:8], "little")
+    else:
+        return ""
+    if declared_bytes <= size_bytes:
+        return ""
+    return f"{declared_bytes - size_bytes} of {declared_bytes} bytes are missing at the end"
+
+
+def _iso_cut_short(file: BinaryIO, size_bytes: int) -> str:
+    """Walks the outermost boxes of an MP4: ISO/IEC 14496-12, 4.2."""
+    offset, seen = 0, set[bytes]()
+    while offset + 8 <= size_bytes:
+        file.seek(offset)
+        head = file.read(16)
+        box_bytes, kind = int.from_bytes(head[:4]), head[4:8]
+        if box_bytes == 1:
+            box_bytes = int.from_bytes(head[8:16])
+        seen.add(kind)
+        if box_bytes < 8:  # noqa: PLR2004 - zero: up to the end of the file; else no box at all
+            break
+        offset += box_bytes
+        if offset > size_bytes and kind in _ISO_DATA:
+            return f"the last {offset - size_bytes} bytes of box {kind.decode()} are missing"
+    return "" if b"moov" in seen else "the box moov is missing; was the recording finished?"
+
+
+def _ebml_declared_bytes(file: BinaryIO) -> int:
+    """Where the Segment of a Matroska file ends; 0 where it does not say: RFC 8794, 6.1."""
+    file.seek(4)
+    header_bytes = _ebml_length(file)
+    file.seek(header_bytes, 1)
+    if file.read(4) != _EBML_SEGMENT:
+        return 0
+    length = _ebml_length(file)
+    return file.tell() + length if length else 0
+
+
+def _ebml_length(file: BinaryIO) -> int:
+    """A variable-length number; 0 for the one with all bits set, which means "unknown"."""
+    first = file.read(1)
+    if not first or first == b"\x00":
+        return 0
+    extra = 8 - first[0].bit_length()
+    bits = 7 * (extra + 1)
+    value = int.from_bytes(first + file.read(extra)) & ((1 << bits) - 1)
+    return 0 if value == (1 << bits) - 1 else value

@@ -1,0 +1,81 @@
+"""From a decoded frame to the model's pixels, as the Hugging Face (torchvision) processors do it.
+
+The pixels equal those of `VideoMAEImageProcessor` and `TimesformerVideoProcessor`, bit for bit;
+`tests/goldens/make_preprocess.py` makes the arrays that prove it. Rescaling and normalisation are
+left to the model.
+
+Axes: H height, W width, C colour (RGB), N = 1.
+"""
+
+import platform
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from indexer.records import Preprocessing
+
+Frame = npt.NDArray[np.uint8]
+
+
+def preprocess_frame(frame_HWC: Frame, recipe: Preprocessing) -> Frame:
+    """Resizes and crops one frame.
+
+    Args:
+        frame_HWC: uint8 RGB, of any size and strides.
+        recipe: the checkpoint's own.
+
+    Returns:
+        uint8 RGB of `output_size(recipe, H, W)`, contiguous, sharing no memory with the input.
+    """
+    height, width = frame_HWC.shape[:2]
+    resized_HWC = _resize(frame_HWC, _resized_size(recipe, height, width), recipe.interpolation)
+    if recipe.crop is not None:
+        resized_HWC = _centre_crop(resized_HWC, recipe.crop)
+    return np.array(resized_HWC, order="C")
+
+
+def output_size(recipe: Preprocessing, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of what `preprocess_frame` makes of a frame of this size."""
+    return recipe.crop or _resized_size(recipe, height, width)
+
+
+def _resized_size(recipe: Preprocessing, height: int, width: int) -> tuple[int, int]:
+    """The longer side is rounded down, as in `int(size * long / short)` of the processors."""
+    if not isinstance(recipe.resize, int):
+        return recipe.resize
+    longer = recipe.resize * max(height, width) // min(height, width)
+    return (longer, recipe.resize) if width <= height else (recipe.resize, longer)
+
+
+def _resize(frame_HWC: Frame, size: tuple[int, int], interpolation: str) -> Frame:
+    if frame_HWC.shape[:2] == size:
+        return frame_HWC
+    frame_NCHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1).unsqueeze(0)
+    if not _has_uint8_kernel(interpolation):
+        frame_NCHW = frame_NCHW.float()
+    resized_NCHW = torch.nn.functional.interpolate(
+        frame_NCHW, size=size, mode=interpolation, align_corners=False, antialias=True
+    )
+    if resized_NCHW.is_floating_point():
+        resized_NCHW = resized_NCHW.round().to(torch.uint8)
+    resized_HWC: Frame = resized_NCHW[0].permute(1, 2, 0).numpy()
+    return resized_HWC
+
+
+def _has_uint8_kernel(interpolation: str) -> bool:
+    """Whether torchvision resizes this in uint8; elsewhere it goes through float32."""
+    if interpolation != "bilinear":
+        return True
+    vector = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
+    return vector or platform.machine() in {"aarch64", "arm64"}
+
+
+def _centre_crop(frame_HWC: Frame, crop: tuple[int, int]) -> Frame:
+    """Cuts the middle; a frame smaller than the crop is first padded with black."""
+    excess = [max(wanted - have, 0) for wanted, have in zip(crop, frame_HWC.shape, strict=False)]
+    if any(excess):
+        around = [(missing // 2, missing - missing // 2) for missing in excess]
+        frame_HWC = np.pad(frame_HWC, [*around, (0, 0)])
+    top, left = ((have - cut) // 2 for have, cut in zip(frame_HWC.shape, crop, strict=False))
+    return frame_HWC[top : top + crop[0], left : left + crop[1]]

