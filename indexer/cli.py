@@ -14,10 +14,17 @@ from indexer.render import Format
 EXIT_SOME_FAILED = 1
 EXIT_INTERRUPTED = 130
 
+
+def _exit_with(code: int, **_: object) -> NoReturn:
+    """Makes what a command returns the exit code of the process."""
+    raise typer.Exit(code)
+
+
 app = typer.Typer(
     name="indexer",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    result_callback=_exit_with,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "The open video label index: which clips of an archive show what.\n\n"
@@ -45,16 +52,13 @@ Tag = Annotated[
 def main(args: list[str] | None = None) -> NoReturn:
     """Runs the command line and exits with its code."""
     try:
-        code = app(args, standalone_mode=False)
+        app(args)
     except IndexerError as error:
         typer.echo(f"error: {error}", err=True)
-        code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
-        code = EXIT_INTERRUPTED
-    except typer.Exit as exit_:
-        code = exit_.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(EXIT_INTERRUPTED)
 
 
 def _version(wanted: bool) -> None:
@@ -204,15 +208,20 @@ def _print_plan(job: Any, fmt: Format) -> int:  # noqa: ANN401 - IndexConfig, im
 
 
 def _run(job: Any, fmt: Format) -> int:  # noqa: ANN401 - IndexConfig, imported late
+    from indexer.runtime.todo import check_target, plan_job
+
+    check_target(job)
+    plan = plan_job(job)
+    # Only a job that can work waits for the imports below: Ray and torch take seconds.
     from rich.console import Console
 
     from indexer.render import json_text
-    from indexer.runtime.pipeline import run_index
+    from indexer.runtime.pipeline import run_plan
     from indexer.runtime.progress import ProgressReporter, result_text
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same resumable end as Ctrl-C
     with ProgressReporter(Console(stderr=True)) as reporter:
-        result = run_index(job, reporter)
+        result = run_plan(plan, reporter)
     if fmt is Format.json:
         typer.echo(json_text(result.report), nl=False)
     typer.echo(result_text(result, job.index), err=True)

@@ -13,13 +13,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from indexer.storage import S3Store, check_readable, filesystem, storage_errors
+from indexer.storage import check_readable, filesystem, is_s3, storage_errors
 from indexer.uris import scheme_of
+
+if TYPE_CHECKING:
+    from indexer.s3 import S3Store  # loads botocore, which local paths do without
 
 UNKNOWN: Final = "unknown"
 """Content key of an object that a manifest names but that cannot be seen; its size is 0."""
@@ -67,7 +70,7 @@ def find(uri: str, wanted: Wanted) -> list[StoredObject]:
     with storage_errors(uri):
         if isinstance(fs, LocalFileSystem):
             return _find_local(path, wanted)
-        if isinstance(fs, S3Store):
+        if is_s3(fs):
             return _find_s3(fs, path, wanted)
         return _find_other(fs, uri, path, wanted)
 
@@ -190,7 +193,7 @@ def _glob_filter(pattern: str, wanted: Wanted) -> Wanted:
     return wanted
 
 
-def _find_s3(fs: S3Store, path: str, wanted: Wanted) -> list[StoredObject]:
+def _find_s3(fs: "S3Store", path: str, wanted: Wanted) -> list[StoredObject]:
     bucket, key, _ = fs.split_path(path)
     check_readable(f"s3://{bucket}/{key}")
     first = _first(fs, bucket, key)
@@ -204,7 +207,7 @@ def _find_s3(fs: S3Store, path: str, wanted: Wanted) -> list[StoredObject]:
     return _below(fs, bucket, key, wanted)
 
 
-def _glob_s3(fs: S3Store, bucket: str, pattern: str, wanted: Wanted) -> list[StoredObject]:
+def _glob_s3(fs: "S3Store", bucket: str, pattern: str, wanted: Wanted) -> list[StoredObject]:
     start = _MAGIC.search(pattern)
     literal = pattern[: start.start()] if start else pattern
     matches = glob_regex(pattern).match
@@ -213,7 +216,7 @@ def _glob_s3(fs: S3Store, bucket: str, pattern: str, wanted: Wanted) -> list[Sto
     return [item for item in found if matches(item.uri[offset:])]
 
 
-def _below(fs: S3Store, bucket: str, prefix: str, wanted: Wanted) -> list[StoredObject]:
+def _below(fs: "S3Store", bucket: str, prefix: str, wanted: Wanted) -> list[StoredObject]:
     offset = prefix.rfind("/") + 1
     found = []
     for page in _pages(fs, bucket, prefix):
@@ -241,7 +244,7 @@ def _glob_token(token: str) -> str:
     return re.escape(token)
 
 
-def _pages(fs: S3Store, bucket: str, prefix: str, **more: str) -> Iterator[list[dict[str, Any]]]:
+def _pages(fs: "S3Store", bucket: str, prefix: str, **more: str) -> Iterator[list[dict[str, Any]]]:
     request: dict[str, str] = {"Bucket": bucket, "Prefix": prefix, **more}
     while True:
         page = fs.call_s3("list_objects_v2", **request)
@@ -251,7 +254,7 @@ def _pages(fs: S3Store, bucket: str, prefix: str, **more: str) -> Iterator[list[
         request["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def _first(fs: S3Store, bucket: str, prefix: str) -> dict[str, Any] | None:
+def _first(fs: "S3Store", bucket: str, prefix: str) -> dict[str, Any] | None:
     page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
     return next(iter(page.get("Contents", [])), None)
 
@@ -328,7 +331,7 @@ def _stat_one(uri: str) -> StoredObject | None:
         try:
             if isinstance(fs, LocalFileSystem):
                 return _local_object(path, os.stat(path))  # noqa: PTH116
-            if isinstance(fs, S3Store):
+            if is_s3(fs):
                 bucket, key, _ = fs.split_path(path)
                 head = fs.call_s3("head_object", Bucket=bucket, Key=key)
                 return _s3_object(bucket, {**head, "Key": key, "Size": head["ContentLength"]})

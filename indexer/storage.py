@@ -16,25 +16,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import aiohttp
 import fsspec
-from botocore.exceptions import (  # type: ignore[import-untyped]
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
-from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
 from indexer.errors import ConfigError, StorageError
-from indexer.uris import KEYS_CHECK, absolute_uri, check_scheme, join, redact, scheme_of
+from indexer.uris import (
+    absolute_uri,
+    check_scheme,
+    join,
+    redact,
+    s3_endpoint,
+    s3_region,
+    scheme_of,
+)
 
 __all__ = [
-    "S3Store",
     "absolute_uri",
     "check_readable",
     "check_scheme",
@@ -44,6 +41,7 @@ __all__ = [
     "delta_storage_options",
     "exists",
     "filesystem",
+    "is_s3",
     "join",
     "list_json",
     "list_names",
@@ -54,30 +52,11 @@ __all__ = [
     "write_bytes",
 ]
 
-CONNECT_SECONDS: Final = 5
-READ_SECONDS: Final = 60
 CHECK_SECONDS: Final = 4.0
 """A check before a job answers, or gives up, within this time."""
 
 _CREATE_TRIES: Final = 5
 _READ_THREADS: Final = 8
-_DENIED: Final = f"access was denied: the credentials lack the permission, or {KEYS_CHECK}"
-_REGION_CHECK: Final = "set AWS_REGION to the bucket's region"
-_REFUSALS: Final = {
-    "InvalidAccessKeyId": f"the credentials were refused: {KEYS_CHECK}",
-    "SignatureDoesNotMatch": f"the credentials were refused: {KEYS_CHECK}",
-    "InvalidToken": f"the credentials were refused: {KEYS_CHECK}",
-    "ExpiredToken": "the credentials have expired: renew them",
-    "TokenRefreshRequired": "the credentials have expired: renew them",
-    "RequestTimeTooSkewed": "the clock of this machine is wrong: set it",
-    "AccessDenied": _DENIED,
-    "403": _DENIED,
-    "NoSuchBucket": "the bucket does not exist: check its name and AWS_ENDPOINT_URL",
-    "InvalidBucketName": "no bucket can have this name",
-    "PermanentRedirect": f"the bucket is in another region: {_REGION_CHECK}",
-    "301": f"the bucket is in another region: {_REGION_CHECK}",
-    "AuthorizationHeaderMalformed": f"the request was signed for another region: {_REGION_CHECK}",
-}
 _LOCAL_REFUSALS: Final = {
     errno.EACCES: "permission denied: check its owner and mode",
     errno.EPERM: "permission denied: check its owner and mode",
@@ -85,19 +64,6 @@ _LOCAL_REFUSALS: Final = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
 }
-
-
-class S3Store(S3FileSystem):  # type: ignore[misc]
-    """S3 with our bounds, no cached listings, and keys taken literally."""
-
-    connect_timeout = CONNECT_SECONDS
-    read_timeout = READ_SECONDS
-    retries = 3
-
-    def split_path(self, path: str) -> tuple[str, str, str | None]:
-        """Bucket and key; the base class would cut `?versionId=` off a key that holds it."""
-        bucket, key = self._find_bucket_key(path.removeprefix("s3://").removeprefix("s3a://"))
-        return bucket, key, None
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -111,7 +77,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if scheme == "file":
         return LocalFileSystem(), absolute
     if scheme == "s3":
-        return _s3(), absolute.removeprefix("s3://")
+        from indexer.s3 import open_store
+
+        return open_store(), absolute.removeprefix("s3://")
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError) as error:
@@ -129,12 +97,16 @@ def storage_errors(uri: str) -> Iterator[None]:
     Raises:
         StorageError: credentials, permissions, endpoint, bucket, disk.
     """
+    local = scheme_of(uri) == "file"
+    failures = (OSError,) if local else _remote_failures()
     try:
         yield
-    except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
-        if isinstance(error, FileNotFoundError) and _service_code(error) != "NoSuchBucket":
+    except failures as error:
+        reason = None if local else _remote_reason(error)
+        if isinstance(error, FileNotFoundError) and reason is None:
             raise
-        raise StorageError(_explain(error, uri)) from error
+        message = f"{redact(uri)}: {reason or _plain_reason(error)}"
+        raise StorageError(message) from error
 
 
 def read_bytes(uri: str) -> bytes:
@@ -185,7 +157,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
                 else:
                     fs.pipe_file(path, data, mode="create")
             except OSError as error:
-                if not _lost_race(error):
+                if not _lost_race(error, fs):
                     raise
             try:
                 return _read(fs, path) == data
@@ -267,11 +239,11 @@ def delta_storage_options(uri: str) -> dict[str, str]:
         "retry_timeout": "2500ms",
         "backoff_config.max_backoff": "1s",
     }
-    endpoint = _endpoint()
+    endpoint = s3_endpoint()
     if endpoint:
         options["AWS_ENDPOINT_URL"] = endpoint
         options["AWS_ALLOW_HTTP"] = "true" if endpoint.startswith("http://") else "false"
-        options["AWS_REGION"] = _region() or "us-east-1"
+        options["AWS_REGION"] = s3_region() or "us-east-1"
     return options
 
 
@@ -297,30 +269,11 @@ def check_readable(uri: str) -> None:
         StorageError: the bucket cannot be listed; the message says why.
     """
     fs, path = filesystem(uri)
-    if isinstance(fs, S3Store):
+    if is_s3(fs):
         bucket, prefix, _ = fs.split_path(path)
         request = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": 1}
         with storage_errors(uri):
             _within_deadline(fs, lambda: fs._call_s3("list_objects_v2", **request))  # noqa: SLF001
-
-
-def _s3() -> S3Store:
-    # botocore reads AWS_DEFAULT_REGION only; everything else of AWS reads AWS_REGION too
-    region = _region()
-    return S3Store(
-        default_cache_type="none",
-        use_listings_cache=False,
-        config_kwargs={"retries": {"mode": "standard", "total_max_attempts": 4}},
-        client_kwargs={"region_name": region} if region else {},
-    )
-
-
-def _endpoint() -> str:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-
-
-def _region() -> str:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
 
 
 def _write_probe(uri: str, name: str) -> None:
@@ -370,7 +323,7 @@ def _write_local(target: Path, data: bytes, publish: Callable[[Path, Path], None
 
 def _read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
     # s3fs would ask for the size first, to fetch large objects in parts at the same time
-    options = {"max_concurrency": 1} if isinstance(fs, S3Store) else {}
+    options = {"max_concurrency": 1} if is_s3(fs) else {}
     content: bytes = fs.cat_file(path, **options)
     return content
 
@@ -385,31 +338,32 @@ def _read_json(uri: str) -> tuple[Any] | None:
         raise StorageError(message) from error
 
 
-def _service_code(error: BaseException) -> str:
-    """The code that the S3 service gave, such as "NoSuchBucket", or an empty string."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ClientError):
-        cause = cause.__cause__
-    return "" if cause is None else str(cause.response.get("Error", {}).get("Code", ""))
+def is_s3(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is S3."""
+    return "s3" in fs.protocol
 
 
-def _lost_race(error: OSError) -> bool:
-    """Whether a conditional write met another; not every server lets s3fs see it by type."""
-    races = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-    return isinstance(error, FileExistsError) or _service_code(error) in races
+def _lost_race(error: OSError, fs: fsspec.AbstractFileSystem) -> bool:
+    if isinstance(error, FileExistsError) or not is_s3(fs):
+        return isinstance(error, FileExistsError)
+    from indexer.s3 import lost_race
+
+    return lost_race(error)
 
 
-def _explain(error: BaseException, uri: str) -> str:
-    name = redact(uri)
-    code = _service_code(error)
-    if code in _REFUSALS:
-        return f"{name}: {_REFUSALS[code]} ({code})"
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return f"{name}: no credentials were found: {KEYS_CHECK}, or give the machine a role"
-    if isinstance(error, TimeoutError | BotoConnectionError | HTTPClientError):
-        endpoint = _endpoint()
-        where = f"AWS_ENDPOINT_URL={redact(endpoint)}" if endpoint else "no AWS_ENDPOINT_URL is set"
-        return f"{name}: cannot reach the storage service ({where}; {type(error).__name__})"
+def _remote_failures() -> tuple[type[Exception], ...]:
+    from indexer.s3 import FAILURES
+
+    return FAILURES
+
+
+def _remote_reason(error: Exception) -> str | None:
+    from indexer.s3 import explain
+
+    return explain(error)
+
+
+def _plain_reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _LOCAL_REFUSALS:
-        return f"{name}: {_LOCAL_REFUSALS[error.errno]}"
-    return f"{name}: {type(error).__name__}: {error}"
+        return _LOCAL_REFUSALS[error.errno]
+    return f"{type(error).__name__}: {error}"

@@ -49,7 +49,7 @@ def check_scheme(uri: str, allowed: Collection[str]) -> None:
         wanted = [*allowed, scheme]
         message = (
             f"{redact(uri)}: the scheme {scheme!r} is not allowed (allowed: {', '.join(allowed)});"
-            f" to allow it, set schemes = {json.dumps(wanted)} or --schemes {','.join(wanted)}"
+            f" to allow it, set schemes = {json.dumps(wanted)} or --set schemes={','.join(wanted)}"
         )
         raise ConfigError(message)
 
@@ -96,3 +96,13 @@ def redact(uri: str) -> str:
         return f"{match[0]}{bucket.rpartition('@')[2]}{slash}{key}"
     parts = urlsplit(uri)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def s3_endpoint() -> str:
+    """Where S3 is, if not at AWS; empty where the environment does not say."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+def s3_region() -> str:
+    """The region that the environment names, or an empty string."""
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""

@@ -83,8 +83,8 @@ class Recipe:
     intermediate_size: int = 192
     videos: int = 2400
     windows_per_video: int = 6
-    steps: int = 1000
-    batch_size: int = 32
+    steps: int = 1300
+    batch_size: int = 24
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     ema_decay: float = 0.995
@@ -443,8 +443,12 @@ def train(recipe: Recipe, pool: Clips) -> TimesformerForVideoClassification:
 
 def _batches(recipe: Recipe, pool: Clips) -> Iterator[Clips]:
     generator = torch.Generator().manual_seed(recipe.seed)
+    # Which way something turns is learned last, when all else is right: show it twice as often.
+    weights_B = 1.0 + (pool.rates_B4[:, 3] != 0)
     for _ in range(recipe.steps):
-        picked_B = torch.randint(len(pool), (recipe.batch_size,), generator=generator)
+        picked_B = torch.multinomial(
+            weights_B, recipe.batch_size, replacement=True, generator=generator
+        )
         yield augment(pool.take(picked_B), generator)
 
 

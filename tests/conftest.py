@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer.storage import S3Store
+from indexer.s3 import S3Store
 from tests.s3server import S3Server, run_server, weed_binary
 
 REPOSITORY = Path(__file__).resolve().parents[1]

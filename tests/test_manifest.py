@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer import manifest, storage
+from indexer.s3 import S3Store
 from indexer.errors import ConfigError, ManifestError, StorageError
 from indexer.listing import UNKNOWN, find, glob_regex
 from indexer.records import VideoRef
@@ -438,13 +439,13 @@ class TestS3:
         uri = f"{s3_folder}/a.mp4"
         storage.write_bytes(uri, b"x")
         (tmp_path / "m.txt").write_text(uri)
-        storage.S3Store.clear_instance_cache()
+        S3Store.clear_instance_cache()
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         try:
             _fails_fast(lambda: uris(uri), "SignatureDoesNotMatch")
             _fails_fast(lambda: uris(tmp_path / "m.txt"), "SignatureDoesNotMatch")
         finally:
-            storage.S3Store.clear_instance_cache()
+            S3Store.clear_instance_cache()
 
 
 class TestOtherStores:

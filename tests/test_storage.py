@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from indexer import storage
 from indexer.errors import ConfigError, StorageError
+from indexer.s3 import S3Store
 from tests.s3server import S3Server
 
 ODD_KEYS = [
@@ -50,9 +51,9 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def fresh_s3(s3: S3Server) -> Iterator[None]:
     """File systems made in the test see the environment of the test, and so do those after it."""
-    storage.S3Store.clear_instance_cache()
+    S3Store.clear_instance_cache()
     yield
-    storage.S3Store.clear_instance_cache()
+    S3Store.clear_instance_cache()
 
 
 class TestSpelling:
@@ -92,7 +93,7 @@ class TestSpelling:
             storage.check_scheme("https://user:pw@h/x?token=1", ("file", "s3"))
         message = str(caught.value)
         assert 'schemes = ["file", "s3", "https"]' in message
-        assert "--schemes file,s3,https" in message
+        assert "--set schemes=file,s3,https" in message
         assert "pw" not in message
         assert "token" not in message
 

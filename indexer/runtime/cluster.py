@@ -13,8 +13,8 @@ import ray
 from indexer.config import Cluster, Model
 from indexer.errors import ClusterError
 
-WRITE_CPUS: Final = 0.5
-"""CPUs that no actor may claim, for the write tasks: pools that take every CPU deadlock the job."""
+WRITER_CPUS: Final = 0.25
+"""What a write actor claims: it mostly waits for the store."""
 
 MIN_CPUS: Final = 1.0
 CONNECT_SECONDS: Final = 5.0
@@ -30,7 +30,8 @@ class Pools:
         device: of the model actors.
         decode_actors: decoding processes.
         model_actors: model processes.
-        actor_cpus: logical CPUs that each actor claims.
+        write_actors: writing processes.
+        actor_cpus: logical CPUs that each decode and model actor claims.
         block_clips: clips that travel together from the decoders to the model.
         batch_size: clips of one forward pass.
     """
@@ -40,6 +41,7 @@ class Pools:
     device: Literal["cpu", "cuda"]
     decode_actors: int
     model_actors: int
+    write_actors: int
     actor_cpus: float
     block_clips: int
     batch_size: int
@@ -67,20 +69,24 @@ def size_pools(
         raise ClusterError(message)
     if device == "cuda":
         model_actors = cluster.model_actors or max(1, min(int(gpus), int(cpus) - 1))
-        decode_actors = cluster.decode_actors or max(1, int(cpus - WRITE_CPUS) - model_actors)
+        write_actors = 2 * model_actors  # a GPU fills some 16 blocks a second, a writer ten
+        left_cpus = cpus - WRITER_CPUS * write_actors - model_actors
+        decode_actors = cluster.decode_actors or max(1, int(left_cpus))
     else:
         decode_actors = cluster.decode_actors or max(1, int(cpus // 4))
         model_actors = cluster.model_actors or max(1, int(cpus) - decode_actors)
+        write_actors = 1 + model_actors // 32
     decode_actors = min(decode_actors, max(1, todo_videos))
     _check_room(cpus, gpus, device, decode_actors, model_actors)
-    actors = decode_actors + model_actors
+    claimable_cpus = cpus - WRITER_CPUS * write_actors
     return Pools(
         cpus=cpus,
         gpus=gpus,
         device=device,
         decode_actors=decode_actors,
         model_actors=model_actors,
-        actor_cpus=min(1.0, int(100 * (cpus - WRITE_CPUS) / actors) / 100),
+        write_actors=write_actors,
+        actor_cpus=min(1.0, int(100 * claimable_cpus / (decode_actors + model_actors)) / 100),
         block_clips=cluster.block_clips or (64 if device == "cuda" else 8),
         batch_size=model.batch_size or (32 if device == "cuda" else 2),
     )

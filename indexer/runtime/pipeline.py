@@ -27,12 +27,11 @@ from indexer.metrics import (
     Progress,
     SilentObserver,
 )
-from indexer.runtime.cluster import Pools, connected, size_pools
+from indexer.runtime.cluster import WRITER_CPUS, Pools, connected, size_pools
 from indexer.runtime.report import build_report
-from indexer.runtime.stages import UnitReceipt, WriteReceipt
-from indexer.runtime.todo import JobPlan, plan_job
-from indexer.runtime.workers import DecodeVideos, ScoreUnits, receipts, write_block
-from indexer.storage import check_scheme, check_writable
+from indexer.runtime.todo import JobPlan, check_target, plan_job
+from indexer.runtime.workers import DecodeVideos, ScoreUnits, WriteUnits, receipts
+from indexer.runtime.writing import UnitReceipt, WriteReceipt
 from indexer.table import catalog
 from indexer.table.commit import Committer
 from indexer.table.rows import RowContext
@@ -41,9 +40,11 @@ from indexer.table.write import DataFile
 TICK_SECONDS: Final = 1.0
 """Between two looks at the clock while no rows arrive."""
 
+RAY_ADVICE: Final = "\nFailed to apply UDF transform"
+"""Where Ray's own words begin in the message of an error that a stage raised."""
+
 logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not for our users
 
-WRITE_TASK_CPUS: Final = 0.25
 MAX_VIDEOS_PER_TASK: Final = 16
 """Videos of one decode task: enough to hide a task's cost, few enough to balance the pool."""
 
@@ -81,10 +82,13 @@ def run_index(config: IndexConfig, observer: Observer | None = None) -> RunResul
     Raises:
         IndexerError: the job cannot go on; what was committed stands, and the same command resumes.
     """
+    check_target(config)
+    return run_plan(plan_job(config), observer)
+
+
+def run_plan(plan: JobPlan, observer: Observer | None = None) -> RunResult:
+    """Runs a job that `plan_job` has planned; see `run_index`."""
     observer = observer or SilentObserver()
-    check_scheme(config.index, config.schemes)
-    check_writable(config.index)
-    plan = plan_job(config)
     observer.on_event(
         JobPlanned(
             run_id=plan.run_id,
@@ -285,6 +289,7 @@ def build_dataset(plan: JobPlan, pools: Pools) -> ray.data.Dataset:
     clip_bytes = 3 * plan.checkpoint.num_frames * plan.checkpoint.image_size**2
     # Ray merges rows into blocks of about this size; a row, and so a unit, stays whole.
     context.target_max_block_size = pools.block_clips * clip_bytes
+    context.raise_original_map_exception = True  # else our own errors come without their class
     context.enable_progress_bars = False
     context.verbose_stats_logs = False
     context.print_on_execution_start = False
@@ -310,11 +315,12 @@ def build_dataset(plan: JobPlan, pools: Pools) -> ray.data.Dataset:
                 **actors,
             )
             .map_batches(
-                write_block,  # type: ignore[arg-type]  # Ray's type forgets fn_args
-                fn_args=(plan.paths, _row_context(plan)),
+                WriteUnits,
+                fn_constructor_args=(plan.paths, _row_context(plan)),
                 batch_size=None,
                 batch_format="pyarrow",
-                num_cpus=WRITE_TASK_CPUS,
+                compute=ActorPoolStrategy(size=pools.write_actors),
+                num_cpus=WRITER_CPUS,
             )
         )
 
@@ -358,19 +364,20 @@ def _batches(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     """
     try:
         for bundle in dataset.iter_internal_ref_bundles():
-            for block in ray.get(list(bundle.block_refs)):
-                yield block
+            yield from ray.get(list(bundle.block_refs))
     except RayError as error:
         raise _explain(error) from error
 
 
 def _explain(error: BaseException) -> IndexerError:
-    """The package's own error inside what Ray raised, else one that names the last cause."""
-    cause: BaseException | None = error
+    """The package's own error inside what Ray raised, else one that quotes the last cause."""
     last = error
+    cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, IndexerError):
-            return cause
         last = cause
         cause = cause.cause if isinstance(cause, RayTaskError) else cause.__cause__
-    return ClusterError(f"the pipeline failed: {type(last).__name__}: {last}")
+    message = str(last).partition(RAY_ADVICE)[0].strip()
+    if isinstance(last, IndexerError):
+        return type(last)(message)
+    final_line = message.splitlines()[-1] if message else ""
+    return ClusterError(f"the pipeline failed: {type(last).__name__}: {final_line}")

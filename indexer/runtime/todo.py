@@ -1,4 +1,7 @@
-"""What a run has to do: the manifest less what the index already holds, as one Arrow table."""
+"""What a run has to do: the manifest less what the index already holds, as one Arrow table.
+
+Nothing here loads Ray, torch or a codec, so that a job that cannot work is refused at once.
+"""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +16,7 @@ from indexer.errors import ERROR_CODES, ConfigError
 from indexer.manifest import discover
 from indexer.model.weights import Checkpoint, resolve
 from indexer.runtime.blocks import TODO_SCHEMA
-from indexer.storage import check_scheme
+from indexer.storage import check_scheme, check_writable
 from indexer.table.paths import IndexPaths
 from indexer.table.resume import unit_states
 from indexer.video.plan import DecodePlan
@@ -72,6 +75,17 @@ class JobPlan:
 def frame_rate_divisor(config: IndexConfig, checkpoint: Checkpoint) -> int:
     """The configured divisor, else the checkpoint's own."""
     return config.sampling.frame_rate_divisor or checkpoint.frame_rate_divisor
+
+
+def check_target(config: IndexConfig) -> None:
+    """Refuses an index that cannot be written, before anything else takes time.
+
+    Raises:
+        ConfigError: its scheme is not allowed.
+        StorageError: it cannot be written.
+    """
+    check_scheme(config.index, config.schemes)
+    check_writable(config.index)
 
 
 def plan_job(config: IndexConfig) -> JobPlan:

@@ -1,4 +1,7 @@
-"""The stages as Ray Data operators: each builds what its plain function needs, and calls it."""
+"""The stages as Ray Data operators: each builds what its plain function needs, and calls it.
+
+Their imports are late: a process loads only what its own stage needs; torch alone takes seconds.
+"""
 
 import pickle
 import uuid
@@ -8,9 +11,9 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from indexer.model.classify import Classifier
+from indexer.errors import ModelError
 from indexer.model.weights import Checkpoint
-from indexer.runtime.stages import WriteReceipt, decode_videos, score_units, write_units
+from indexer.runtime.writing import WriteReceipt
 from indexer.table.paths import IndexPaths
 from indexer.table.rows import RowContext
 from indexer.video.plan import DecodePlan
@@ -24,39 +27,64 @@ class DecodeVideos:
     def __init__(self, plan: DecodePlan) -> None:
         import torch
 
+        from indexer.runtime.decoding import decode_videos
+
         torch.set_num_threads(1)  # one process a core; a thread pool in each would fight over them
+        self._decode_videos = decode_videos
         self._plan = plan
 
     def __call__(self, todo: pa.Table) -> Iterator[pa.Table]:
         """Decodes some videos."""
-        yield from decode_videos(todo, self._plan)
+        yield from self._decode_videos(todo, self._plan)
 
 
 class ScoreUnits:
     """GPU or CPU actor: `DECODED_SCHEMA` rows in, `SCORED_SCHEMA` rows out."""
 
     def __init__(
-        self, checkpoint: Checkpoint, device: str, dtype: str, batch_size: int, threads: int
+        self, checkpoint: Checkpoint, *, device: str, dtype: str, batch_size: int, threads: int
     ) -> None:
         import torch
 
+        from indexer.model.classify import Classifier
+        from indexer.runtime.scoring import score_units
+
         torch.set_num_threads(threads)
-        self._classifier = Classifier(checkpoint, device=device, dtype=dtype, batch_size=batch_size)
+        self._score_units = score_units
+        self._fault: ModelError | None = None
+        try:
+            self._classifier = Classifier(
+                checkpoint, device=device, dtype=dtype, batch_size=batch_size
+            )
+        except ModelError as error:  # raised here, it would reach the driver as a dead actor's text
+            self._fault = error
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """Scores the clips of a block."""
-        return score_units(decoded, self._classifier)
+        if self._fault is not None:
+            raise self._fault
+        return self._score_units(decoded, self._classifier)
 
 
-def write_block(scored: pa.Table, paths: IndexPaths, context: RowContext) -> pa.Table:
-    """CPU task: `SCORED_SCHEMA` rows in, one row with a pickled `WriteReceipt` out."""
-    stamped = replace(context, indexed_at=datetime.now(UTC))
-    receipt = write_units(scored, paths=paths, context=stamped, task=uuid.uuid4().hex[:12])
-    return pa.table({RECEIPT_COLUMN: pa.array([pickle.dumps(receipt)], pa.binary())})
+class WriteUnits:
+    """CPU actor: `SCORED_SCHEMA` rows in, one row with a pickled `WriteReceipt` out."""
+
+    def __init__(self, paths: IndexPaths, context: RowContext) -> None:
+        from indexer.runtime.writing import write_units
+
+        self._write_units = write_units
+        self._paths, self._context = paths, context
+
+    def __call__(self, scored: pa.Table) -> pa.Table:
+        """Writes the rows of a block."""
+        context = replace(self._context, indexed_at=datetime.now(UTC))
+        task = uuid.uuid4().hex[:12]
+        receipt = self._write_units(scored, paths=self._paths, context=context, task=task)
+        return pa.table({RECEIPT_COLUMN: pa.array([pickle.dumps(receipt)], pa.binary())})
 
 
 def receipts(table: pa.Table) -> Iterator[WriteReceipt]:
-    """Reads the rows that `write_block` gives."""
+    """Reads the rows that `WriteUnits` gives."""
     for payload in table.column(RECEIPT_COLUMN).to_pylist():
-        receipt: WriteReceipt = pickle.loads(payload)  # noqa: S301 - written by our own task
+        receipt: WriteReceipt = pickle.loads(payload)  # noqa: S301 - written by our own actor
         yield receipt

@@ -101,7 +101,7 @@ def register_model(
         message = (
             f"the tag {tag!r} of {paths.root_uri} belongs to other settings:\n"
             + "\n".join(f"  {line}" for line in differences)
-            + "\nuse the same settings, or give this run a tag of its own with --tag"
+            + "\nuse the same settings, or give this run a tag of its own: --set output.tag=NAME"
         )
         raise ConfigError(message)
     return model

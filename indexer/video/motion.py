@@ -137,7 +137,7 @@ SHAPES: Final[Mapping[str, Callable[[Plane, Plane], Plane]]] = MappingProxyType(
     }
 )
 TURNABLE_SHAPES: Final = ("bar", "cross", "triangle", "arrow")
-"""Shapes whose turning shows without help; the others need a second colour on one half."""
+"""Shapes whose outline shows, even at the size of a thumbnail, which way they turn."""
 
 
 # --- Scenes -------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def _sample_place(rng: np.random.Generator, radius: float) -> tuple[float, float
 def _sample_shape(rng: np.random.Generator, *, must_show_turning: bool) -> tuple[str, bool]:
     """Draws a shape and whether one half of it has the accent colour."""
     halved = bool(rng.uniform() < 0.5)  # noqa: PLR2004 - a coin
-    choices = TURNABLE_SHAPES if must_show_turning and not halved else tuple(SHAPES)
+    choices = TURNABLE_SHAPES if must_show_turning else tuple(SHAPES)
     return choices[int(rng.integers(len(choices)))], halved
 
 
