@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer import manifest, storage
-from indexer.s3 import S3Store
 from indexer.errors import ConfigError, ManifestError, StorageError
 from indexer.listing import UNKNOWN, find, glob_regex
 from indexer.records import VideoRef
+from indexer.s3 import S3Store
 from tests.s3server import S3Server
 
 SCHEMES = ("file", "s3")

@@ -11,6 +11,7 @@ import indexer
 from indexer.metrics import Counts
 from indexer.runtime.cluster import Pools
 from indexer.runtime.todo import JobPlan
+from indexer.storage import redact
 
 
 def build_report(
@@ -66,7 +67,8 @@ def build_report(
         },
         "bottleneck": bottleneck(counts, pools),
         "cluster": None if pools is None else _cluster(pools),
-        "config": plan.config.model_dump(mode="json"),
+        "config": plan.config.model_dump(mode="json")
+        | {"inputs": [redact(uri) for uri in plan.config.inputs]},
         "versions": {
             "indexer": indexer.__version__,
             "python": platform.python_version(),

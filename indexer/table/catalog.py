@@ -160,9 +160,11 @@ def _refuse_foreign_folder(paths: IndexPaths) -> None:
     fs, path = storage.filesystem(paths.root_uri)
     with storage.storage_errors(paths.root_uri):
         try:
-            entries = [entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False)]
+            found = {entry.rstrip("/") for entry in fs.ls(path, detail=False)}
         except FileNotFoundError:
             return
+    found.discard(path.rstrip("/"))  # S3 servers may list an empty folder as its own content
+    entries = [entry.rpartition("/")[2] for entry in found]
     foreign = sorted(name for name in entries if not name.startswith("."))
     if foreign and "index.json" not in foreign:
         message = (

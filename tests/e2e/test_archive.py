@@ -65,25 +65,33 @@ def indexed(request, bucket, model, s3, ray_session):
 def linear_frames(content, wanted):
     """Decodes a video from end to end by the book; gives RGB frames by presentation time.
 
+    An AVI with B-frames has no presentation times, and FFmpeg's go back: there, the order of
+    output at the declared rate is the clock.
+
     Args:
         content: a path.
         wanted: presentation times in seconds, counted from the first frame.
     """
-    found, first = {}, None
+    first, last, found = None, None, {}
     with av.open(str(content)) as container:
         stream = max(
             container.streams.video,
             key=lambda s: (bool(s.disposition & av.stream.Disposition.default), s.width * s.height),
         )
         stream.thread_count = 1
-        for packet in container.demux(stream):
-            for frame in packet.decode():
-                first = frame.pts if first is None else first
-                seconds = float((frame.pts - first) * stream.time_base)
-                if seconds in wanted:
-                    turns = -frame.rotation // 90 if frame.rotation else 0
-                    rgb = frame.to_ndarray(format="rgb24")
-                    found[seconds] = np.ascontiguousarray(np.rot90(rgb, -turns))
+        frames = (frame for packet in container.demux(stream) for frame in packet.decode())
+        for number, frame in enumerate(frames):
+            first = frame.pts if first is None else first
+            seconds = float((frame.pts - first) * stream.time_base)
+            if container.format.name == "avi":
+                seconds = float(number / stream.average_rate)
+            assert last is None or seconds > last
+            last = seconds
+            if seconds in wanted:
+                turns = frame.rotation // 90  # counter-clockwise, as numpy counts
+                found[seconds] = np.ascontiguousarray(
+                    np.rot90(frame.to_ndarray(format="rgb24"), turns)
+                )
     return found
 
 

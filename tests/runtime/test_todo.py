@@ -1,0 +1,156 @@
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+
+from indexer.config import IndexConfig
+from indexer.errors import ConfigError
+from indexer.metrics import Counts
+from indexer.runtime.cluster import Pools
+from indexer.runtime.estimate import describe_plan
+from indexer.runtime.report import bottleneck, build_report
+from indexer.runtime.todo import _compare, plan_job
+from indexer.table.resume import STATES
+from tests.model.stress import write_stress_checkpoint
+from tests.video.synth import Synth
+
+
+def manifest(*rows):
+    columns = ["video_id", "uri", "size_bytes", "content_key", "extra"]
+    return pa.Table.from_pylist(
+        [dict(zip(columns, (name, f"/{name}", 1, key, "{}"), strict=True)) for name, key in rows]
+    )
+
+
+def states(*rows):
+    return pa.Table.from_pylist(
+        [dict(zip(STATES.names, row, strict=True)) for row in rows], schema=STATES
+    )
+
+
+KNOWN = states(
+    ("done", "k", 2, [0, 1], [], 1, None),
+    ("failed", "k", 1, [], [0], 1, "corrupt"),
+    ("half", "k", 4, [0, 2], [3], 2, "timeout"),
+    ("other", "old", 1, [0], [], 1, None),
+)
+LISTED = manifest(*((name, "k") for name in ("new", "done", "failed", "half", "other")))
+
+
+def compared(retry=None, listed=LISTED, known=KNOWN):
+    found = _compare(listed, known, retry)
+    rows = {
+        row["video_id"]: (row["attempt"], row["units"], sorted(row["done_units"]))
+        for row in found.todo.to_pylist()
+    }
+    return rows, found
+
+
+def test_only_what_has_no_outcome_is_left_to_do():
+    rows, found = compared()
+    assert rows == {"new": (1, 1, []), "half": (2, 4, [0, 2, 3]), "other": (1, 1, [])}
+    assert (found.done_videos, found.failed_videos) == (2, 1)
+    assert found.changed.to_pylist() == [{"video_id": "other", "uri": "/other"}]
+
+
+@pytest.mark.parametrize(
+    ("retry", "again"),
+    [
+        ("all", {"failed": (2, 1, []), "half": (3, 4, [0, 2])}),
+        ("corrupt", {"failed": (2, 1, [])}),
+        ("timeout", {"half": (3, 4, [0, 2])}),
+    ],
+)
+def test_a_retry_takes_failed_units_again_with_the_next_attempt(retry, again):
+    rows, _ = compared(retry)
+    assert rows == {"new": (1, 1, []), "half": (2, 4, [0, 2, 3]), "other": (1, 1, [])} | again
+
+
+def test_the_manifest_s_order_is_kept_and_an_empty_index_skips_nothing():
+    rows, found = compared(known=STATES.empty_table())
+    assert list(rows) == ["new", "done", "failed", "half", "other"]
+    assert (found.done_videos, found.changed.num_rows) == (0, 0)
+
+
+@pytest.fixture
+def job(tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "a.mp4").write_bytes(Synth(frames=300, fps=30).encode())
+    (videos / "b.mp4").write_bytes(b"junk" * 100)
+    model = write_stress_checkpoint(tmp_path / "model", num_frames=4, frame_rate_divisor=15)
+    return IndexConfig.load(
+        overrides={
+            "inputs": (str(videos),),
+            "index": str(tmp_path / "index"),
+            "model.id": str(model),
+        }
+    )
+
+
+def test_a_plan_estimates_hours_and_clips_and_writes_nothing(job, tmp_path):
+    plan = plan_job(job)
+    facts = describe_plan(plan)
+    assert (facts["listed_videos"], facts["todo_videos"], facts["skipped_videos"]) == (2, 2, 0)
+    assert (facts["sampled_videos"], facts["unreadable_in_sample"]) == (2, 1)
+    assert facts["estimated_clips"] == 5
+    assert facts["estimated_video_hours"] == pytest.approx(10 / 3600, abs=1e-3)
+    assert facts["todo_bytes"] == plan.todo_bytes > 400
+    assert not (tmp_path / "index").exists()
+    json.dumps(facts)
+
+
+def test_the_divisor_is_the_checkpoint_s_unless_configured(job):
+    assert plan_job(job).decode_plan.frame_rate_divisor == 15
+    other = job.model_copy(update={"sampling": job.sampling.model_copy(update={"seed": 1})})
+    assert plan_job(other).tag != plan_job(job).tag
+
+
+def test_an_unknown_retry_names_the_codes(job):
+    with pytest.raises(ConfigError, match="all or one of access_denied, bad_output"):
+        plan_job(job.model_copy(update={"retry": "sometimes"}))
+
+
+def test_planning_loads_neither_ray_nor_torch_nor_a_codec():
+    code = (
+        "import sys, indexer.runtime.todo\n"
+        "print(sorted({'ray', 'torch', 'av', 'transformers'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "[]\n"
+
+
+POOLS = Pools(8, 0, "cpu", 2, 4, 1, 1.0, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("counts", "pools", "stage"),
+    [
+        (Counts(units=1, decode_seconds=10, model_seconds=16), POOLS, "decode"),
+        (Counts(units=1, fetch_seconds=1, decode_seconds=6, model_seconds=16), POOLS, "model"),
+        (Counts(), POOLS, None),
+        (Counts(units=1), None, None),
+    ],
+)
+def test_the_bottleneck_is_the_stage_with_most_work_an_actor(counts, pools, stage):
+    assert bottleneck(counts, pools) == stage
+
+
+def test_a_report_holds_no_secret_of_a_url(job):
+    secret = "https://user:pass@host/list.csv?X-Amz-Signature=abc"
+    plan = plan_job(job)
+    config = job.model_copy(update={"inputs": (secret,)})
+    report = build_report(
+        type(plan)(**{name: getattr(plan, name) for name in plan.__slots__} | {"config": config}),
+        POOLS,
+        Counts(),
+        videos_indexed=0,
+        videos_failed=0,
+        status="running",
+        started_at=datetime.now(UTC),
+    )
+    assert "abc" not in json.dumps(report)
+    assert "pass" not in json.dumps(report)
