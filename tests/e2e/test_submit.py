@@ -1,5 +1,6 @@
 """`ray job submit` against a real head with token authentication."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -49,7 +50,7 @@ class Head:
                 f"--dashboard-port={self.dashboard_port}", "--dashboard-host=127.0.0.1",
                 f"--dashboard-agent-listen-port={free_port()}",
                 f"--dashboard-agent-grpc-port={free_port()}",
-                "--ray-client-server-port=0", "--disable-usage-stats",
+                f"--ray-client-server-port={free_port()}", "--disable-usage-stats",
                 "--min-worker-port=0", "--max-worker-port=0",
             ],
             env=self.env, stdout=self.log, stderr=self.log, start_new_session=True,
@@ -69,11 +70,11 @@ class Head:
 
     def status(self, token=None):
         """HTTP status of a request to list the jobs."""
-        request = urllib.request.Request(f"{self.url}/api/jobs/")
+        request = urllib.request.Request(f"{self.url}/api/jobs/")  # noqa: S310 - http, from here
         if token is not None:
             request.add_header("Authorization", f"Bearer {token}")
         try:
-            return urllib.request.urlopen(request, timeout=10).status
+            return urllib.request.urlopen(request, timeout=10).status  # noqa: S310
         except urllib.error.HTTPError as error:
             return error.code
         except OSError:
@@ -90,7 +91,8 @@ class Head:
 
     def stop(self):
         # Only the process group that was started here: `ray stop` would end every Ray of the host.
-        os.killpg(self.process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:

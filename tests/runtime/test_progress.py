@@ -64,8 +64,10 @@ def result(**changes):
     [
         (
             result(),
-            "8 videos indexed, 2 failed (2 empty; see `indexer errors idx`), 1 skipped; "
-            "40 clips of 1.00 video-hours are in idx",
+            (
+                "8 videos indexed, 2 failed (2 empty; see `indexer errors idx`), 1 skipped; "
+                "40 clips of 1.00 video-hours are in idx"
+            ),
         ),
         (
             result(videos_failed=0, counts=Counts(units=8, clips=9)),
@@ -73,8 +75,10 @@ def result(**changes):
         ),
         (
             result(status="interrupted"),
-            "interrupted: 10 videos are done and committed to idx; run the same command again for "
-            "the rest",
+            (
+                "interrupted: 10 videos are done and committed to idx; run the same command again for "
+                "the rest"
+            ),
         ),
         (
             result(counts=Counts(), skipped_videos=5, skipped_failed_videos=0),
@@ -82,8 +86,10 @@ def result(**changes):
         ),
         (
             result(counts=Counts(), skipped_videos=5),
-            "nothing to do: idx already has the outcome of all 5 videos (1 of them failed; "
-            "--retry all tries these again)",
+            (
+                "nothing to do: idx already has the outcome of all 5 videos (1 of them failed; "
+                "--retry all tries these again)"
+            ),
         ),
     ],
 )

@@ -140,9 +140,9 @@ def test_the_bottleneck_is_the_stage_with_most_work_an_actor(counts, pools, stag
 
 
 def test_a_report_holds_no_secret_of_a_url(job):
-    secret = "https://user:pass@host/list.csv?X-Amz-Signature=abc"
+    uri = "https://user:pass@host/list.csv?X-Amz-Signature=abc"
     plan = plan_job(job)
-    config = job.model_copy(update={"inputs": (secret,)})
+    config = job.model_copy(update={"inputs": (uri,)})
     report = build_report(
         type(plan)(**{name: getattr(plan, name) for name in plan.__slots__} | {"config": config}),
         POOLS,
