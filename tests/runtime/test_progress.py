@@ -76,8 +76,8 @@ def result(**changes):
         (
             result(status="interrupted"),
             (
-                "interrupted: 10 videos are done and committed to idx; run the same command again for "
-                "the rest"
+                "interrupted: 10 videos are done and committed to idx; run the same command again "
+                "for the rest"
             ),
         ),
         (
