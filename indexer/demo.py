@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -25,6 +26,7 @@ CLIP_SECONDS: Final = 32 / 15
 VIDEO_SECONDS: Final = 4.5
 SEED: Final = 2026
 TRUTH_FILE: Final = "truth.json"
+UNFINISHED: Final = ".unfinished"
 LONG_VIDEO: Final = "ten-motions-in-a-row.mp4"
 BROKEN_VIDEO: Final = "broken-on-purpose.mp4"
 
@@ -110,13 +112,15 @@ def make_videos(folder: Path) -> dict[str, list[str]]:
     if truth_file.exists():
         truth: dict[str, list[str]] = json.loads(truth_file.read_text(encoding="utf-8"))
         return truth
-    if folder.exists() and any(folder.iterdir()):
+    unfinished = folder / UNFINISHED
+    if folder.exists() and any(path != unfinished for path in folder.iterdir()):
         message = f"{folder} is not empty and holds no demo; name another folder"
         raise ConfigError(message)
-    videos = folder / "videos"
-    videos.mkdir(parents=True, exist_ok=True)
-    truth = dict(_make_short_videos(videos)) | {LONG_VIDEO: _make_long_video(videos)}
-    _make_broken_video(videos)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    truth = dict(_make_short_videos(unfinished)) | {LONG_VIDEO: _make_long_video(unfinished)}
+    _make_broken_video(unfinished)
+    unfinished.rename(folder / "videos")
     truth_file.write_text(json.dumps(truth, indent=2) + "\n", encoding="utf-8")
     return truth
 

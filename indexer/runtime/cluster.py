@@ -155,7 +155,7 @@ def _start(cluster: Cluster) -> None:
         _knock(address)
     try:
         ray.init(
-            address=address,
+            address=address or "local",
             logging_level=logging.ERROR,
             log_to_driver=False,
             include_dashboard=None if address else False,

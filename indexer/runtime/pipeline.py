@@ -305,7 +305,8 @@ def build_dataset(plan: JobPlan, pools: Pools) -> ray.data.Dataset:
                 compute=ActorPoolStrategy(size=pools.decode_actors),
                 **actors,
             )
-            .map_batches(
+            # map_batches itself refuses a GPU without a number of rows; a row here has many clips
+            .map_batches_internal(
                 ScoreUnits,
                 fn_constructor_kwargs=_model_arguments(plan, pools),
                 batch_size=None,

@@ -22,7 +22,9 @@ def ray_session(request):
     if weed_binary() is not None:
         request.getfixturevalue("s3")  # Ray's processes inherit the credentials in the environment
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        "local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+    )
     yield
     ray.shutdown()
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -38,6 +39,7 @@ class Head:
         self.port, self.dashboard_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.dashboard_port}"
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+            "RAY_TMPDIR": str(folder),  # its own, so that no other Ray of this machine joins it
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -91,23 +93,24 @@ class Head:
 
     def stop(self):
         # Only the process group that was started here: `ray stop` would end every Ray of the host.
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.wait()
         self.log.close()
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    head = Head(tmp_path_factory.mktemp("head"))
-    try:
-        yield head.wait()
-    finally:
-        head.stop()
+def head():
+    # Not a folder of pytest's: Ray's sockets lie in it, and their paths must be short.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        head = Head(Path(folder))
+        try:
+            yield head.wait()
+        finally:
+            head.stop()
 
 
 @pytest.mark.ray
