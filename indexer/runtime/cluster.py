@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,6 +155,7 @@ def _start(cluster: Cluster) -> None:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         _knock(address)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -164,3 +167,5 @@ def _start(cluster: Cluster) -> None:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         message = f"cannot reach or start {where}: {error}"
         raise ClusterError(message) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end the job without its report

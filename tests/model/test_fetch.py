@@ -8,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
 
 import fsspec
 import huggingface_hub.constants as hub_constants
@@ -158,8 +157,6 @@ def test_files_that_change_while_they_are_read_are_refused(url, tmp_path, monkey
 
 
 def test_the_bundled_model():
-    if not list(files("indexer.model").joinpath("demo").iterdir()):
-        pytest.skip("this tree has no bundled model yet")
     checkpoint = resolve("demo", schemes=())
     assert (checkpoint.id, checkpoint.short_name, checkpoint.revision) == ("demo", "demo", None)
     assert checkpoint.frame_rate_divisor == 8
