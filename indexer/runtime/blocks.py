@@ -23,13 +23,16 @@ from indexer.records import (
     VideoRef,
 )
 
+_REF_FIELDS: Final = [
+    ("video_id", pa.string()),
+    ("uri", pa.large_string()),
+    ("size_bytes", pa.int64()),
+    ("content_key", pa.string()),
+    ("extra", pa.large_string()),
+]
 TODO_SCHEMA: Final = pa.schema(
     [
-        ("video_id", pa.string()),
-        ("uri", pa.large_string()),
-        ("size_bytes", pa.int64()),
-        ("content_key", pa.string()),
-        ("extra", pa.large_string()),
+        *_REF_FIELDS,
         ("attempt", pa.int32()),
         ("units", pa.int32()),
         ("done_units", pa.list_(pa.int32())),
@@ -60,11 +63,7 @@ _SPAN: Final = pa.struct(
 _FAILURE: Final = pa.struct([("code", pa.string()), ("message", pa.string())])
 
 _UNIT_FIELDS: Final = [
-    ("video_id", pa.string()),
-    ("uri", pa.large_string()),
-    ("size_bytes", pa.int64()),
-    ("content_key", pa.string()),
-    ("extra", pa.large_string()),
+    *_REF_FIELDS,
     ("attempt", pa.int32()),
     ("unit_index", pa.int32()),
     ("units", pa.int32()),
