@@ -24,6 +24,9 @@ CLIP_SECONDS: Final = 32 / 15
 """The bundled model's window: 8 frames, 8 apart, at 30 frames a second."""
 
 VIDEO_SECONDS: Final = 4.5
+MIN_SCORE: Final = 0.1
+"""Below it a label is not kept: five of only ten labels for every clip would say little."""
+
 SEED: Final = 2026
 TRUTH_FILE: Final = "truth.json"
 UNFINISHED: Final = ".unfinished"
@@ -151,7 +154,12 @@ def _make_broken_video(videos: Path) -> None:
 
 def _index(videos: Path, index: Path) -> RunResult:
     config = IndexConfig.load(
-        overrides={"inputs": (str(videos),), "index": str(index), "model.id": "demo"}
+        overrides={
+            "inputs": (str(videos),),
+            "index": str(index),
+            "model.id": "demo",
+            "model.min_score": MIN_SCORE,
+        }
     )
     with ProgressReporter(Console(stderr=True)) as reporter:
         return run_index(config, reporter)
@@ -224,7 +232,8 @@ def _table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
 
 
 def _command(videos: Path, index: Path) -> str:
-    return shlex.join(["indexer", "run", str(videos), "--index", str(index), "--model", "demo"])
+    options = ["--index", str(index), "--model", "demo", "--set", f"model.min_score={MIN_SCORE}"]
+    return shlex.join(["indexer", "run", str(videos), *options])
 
 
 def _next_steps(videos: Path, index: Path) -> str:

@@ -155,6 +155,9 @@ def _start(cluster: Cluster) -> None:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         _knock(address)
+    else:
+        # A Ray of our own writes warnings for its developers, formatted as errors, on our stderr.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
