@@ -127,9 +127,12 @@ def connected(cluster: Cluster) -> Iterator[tuple[float, float]]:
     Raises:
         ClusterError: no cluster can be reached or started.
     """
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        _knock(address)
     joined = ray.is_initialized()
     if not joined:
-        _start(cluster)
+        _start(address)
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield resources.get("CPU", 0.0), resources.get("GPU", 0.0)
@@ -150,12 +153,9 @@ def _knock(address: str) -> None:
         raise ClusterError(message) from error
 
 
-def _start(cluster: Cluster) -> None:
+def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        _knock(address)
-    else:
+    if not address:
         # A Ray of our own writes warnings for its developers, formatted as errors, on our stderr.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     handler = signal.getsignal(signal.SIGTERM)

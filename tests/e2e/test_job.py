@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -26,7 +27,9 @@ class Listener:
     def on_event(self, event):
         self.events.append(event)
         limit = self._interrupt_after_units
-        if limit is not None and isinstance(event, Progress) and event.committed_units >= limit:
+        if limit is None or threading.current_thread() is not threading.main_thread():
+            return  # Ctrl-C reaches the main thread only
+        if isinstance(event, Progress) and event.committed_units >= limit:
             raise KeyboardInterrupt
 
 
