@@ -40,7 +40,7 @@ class JobPlan:
         done_videos: of these, the ones that the index has, indexed or failed.
         failed_videos: of the done ones, those whose outcome is a failure.
         todo: rows of `TODO_SCHEMA`.
-        changed: `video_id, uri` of the videos whose content is not the one that was indexed.
+        changed: `video_id, uri` of the videos to do whose indexed content is another one.
     """
 
     config: IndexConfig
@@ -113,7 +113,7 @@ def plan_job(config: IndexConfig) -> JobPlan:
             "use --if-exists resume to go on with it"
         )
         raise ConfigError(message)
-    comparison = _compare(manifest, states, config.retry)
+    comparison = _compare(manifest, states, config.retry, config.limit)
     return JobPlan(
         config=config,
         paths=paths,
@@ -124,7 +124,7 @@ def plan_job(config: IndexConfig) -> JobPlan:
         listed_videos=manifest.num_rows,
         done_videos=comparison.done_videos,
         failed_videos=comparison.failed_videos,
-        todo=comparison.todo.slice(0, config.limit),
+        todo=comparison.todo,
         changed=comparison.changed,
     )
 
@@ -143,11 +143,14 @@ class _Comparison:
     failed_videos: int
 
 
-def _compare(manifest: pa.Table, states: pa.Table, retry: str | None) -> _Comparison:
+def _compare(
+    manifest: pa.Table, states: pa.Table, retry: str | None, limit: int | None
+) -> _Comparison:
     """Looks every listed video up in the index.
 
     A video is done when each of its units has an outcome for this very content. Of a video that is
-    not, or whose failure is to be tried again, the units that need no work are left out.
+    not, or whose failure is to be tried again, the units that need no work are left out. What the
+    limit leaves for later keeps its old rows until then.
     """
     found = states.take(pc.index_in(manifest["video_id"], states["video_id"]))
     same = pc.fill_null(pc.equal(found["content_key"], manifest["content_key"]), False)
@@ -155,14 +158,13 @@ def _compare(manifest: pa.Table, states: pa.Table, retry: str | None) -> _Compar
     outcomes = pc.add(pc.list_value_length(found["done"]), pc.list_value_length(found["failed"]))
     complete = pc.fill_null(pc.greater_equal(outcomes, found["units"]), False)
     is_done = pc.and_(pc.and_(same, complete), pc.invert(retried))
-    left = pc.invert(is_done)
+    rows = pc.indices_nonzero(pc.invert(is_done).combine_chunks()).slice(0, limit)
+    listed, known = manifest.take(rows), found.take(rows)
+    unchanged, again = same.take(rows), retried.take(rows)
+    changed = pc.and_(pc.is_valid(known["video_id"]), pc.invert(unchanged))
     return _Comparison(
-        todo=_todo(
-            manifest.filter(left), found.filter(left), same.filter(left), retried.filter(left)
-        ),
-        changed=manifest.filter(pc.and_(pc.is_valid(found["video_id"]), pc.invert(same))).select(
-            ["video_id", "uri"]
-        ),
+        todo=_todo(listed, known, unchanged, again),
+        changed=listed.filter(changed).select(["video_id", "uri"]),
         done_videos=_count(is_done),
         failed_videos=_count(pc.and_(is_done, pc.is_valid(found["error_code"]))),
     )

@@ -40,8 +40,8 @@ KNOWN = states(
 LISTED = manifest(*((name, "k") for name in ("new", "done", "failed", "half", "other")))
 
 
-def compared(retry=None, listed=LISTED, known=KNOWN):
-    found = _compare(listed, known, retry)
+def compared(retry=None, listed=LISTED, known=KNOWN, limit=None):
+    found = _compare(listed, known, retry, limit)
     rows = {
         row["video_id"]: (row["attempt"], row["units"], sorted(row["done_units"]))
         for row in found.todo.to_pylist()
@@ -67,6 +67,13 @@ def test_only_what_has_no_outcome_is_left_to_do():
 def test_a_retry_takes_failed_units_again_with_the_next_attempt(retry, again):
     rows, _ = compared(retry)
     assert rows == {"new": (1, 1, []), "half": (2, 4, [0, 2, 3]), "other": (1, 1, [])} | again
+
+
+def test_a_changed_video_beyond_the_limit_keeps_its_rows_for_now():
+    rows, found = compared(limit=2)
+    assert list(rows) == ["new", "half"]
+    assert found.changed.num_rows == 0
+    assert (found.done_videos, found.failed_videos) == (2, 1)
 
 
 def test_the_manifest_s_order_is_kept_and_an_empty_index_skips_nothing():
