@@ -339,13 +339,15 @@ def _status_rows(facts: dict[str, Any]) -> list[dict[str, object]]:
     shown |= {f"failed with {code}": n for code, n in facts["errors"].items()}
     shown |= {"clips": facts["clips"], "video-hours": facts["hours"]}
     for name, size in facts["tables"].items():
-        shown[name] = f"{size['rows']:,} rows, {size['files']:,} files, {size_text(size['bytes'])}"
+        shown[f"table {name}"] = (
+            f"{size['rows']:,} rows, {size['files']:,} files, {size_text(size['bytes'])}"
+        )
     shown["models"] = [model["tag"] for model in facts["models"]]
     shown["runs"] = len(facts["runs"])
     for run in facts["runs"][-1:]:
         shown["last run"] = f"{run['run_id']}, {run['status']} after {run['elapsed_seconds']:.0f} s"
-        shown["last run's rate"] = (
-            f"{run['clips_per_second']} clips/s, {run['video_hours_per_hour']} video-hours an hour"
-        )
-        shown["last run's bottleneck"] = run["bottleneck"]
+        if run["clips"]:
+            rate, hours = run["clips_per_second"], run["video_hours_per_hour"]
+            shown["last run's rate"] = f"{rate} clips/s, {hours} video-hours an hour"
+            shown["last run's bottleneck"] = run["bottleneck"]
     return [{"what": name, "value": value} for name, value in shown.items()]

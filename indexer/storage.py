@@ -52,7 +52,7 @@ __all__ = [
     "write_bytes",
 ]
 
-CHECK_SECONDS: Final = 4.0
+CHECK_SECONDS: Final = 3.5
 """A check before a job answers, or gives up, within this time."""
 
 _CREATE_TRIES: Final = 5

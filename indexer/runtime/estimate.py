@@ -69,8 +69,9 @@ def describe_plan(plan: JobPlan) -> dict[str, object]:
 def take_sample(todo: pa.Table, plan: DecodePlan) -> Sample:
     """Reads the packets of some videos, spread evenly over the list, and decodes nothing."""
     sample = Sample()
-    step = max(1, todo.num_rows // SAMPLE_VIDEOS)
-    for some in todos(todo.take(list(range(0, todo.num_rows, step))[:SAMPLE_VIDEOS])):
+    number = min(SAMPLE_VIDEOS, todo.num_rows)
+    rows = [index * todo.num_rows // number for index in range(number)]
+    for some in todos(todo.take(pa.array(rows, pa.int64()))):
         if sample.size_bytes + some.ref.size_bytes > SAMPLE_BYTES:
             continue
         sample = _add(sample, some.ref, plan)

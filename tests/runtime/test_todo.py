@@ -10,7 +10,7 @@ from indexer.config import IndexConfig
 from indexer.errors import ConfigError
 from indexer.metrics import Counts
 from indexer.runtime.cluster import Pools
-from indexer.runtime.estimate import describe_plan
+from indexer.runtime.estimate import Sample, describe_plan, take_sample
 from indexer.runtime.report import bottleneck, build_report
 from indexer.runtime.todo import _compare, plan_job
 from indexer.table.resume import STATES
@@ -108,6 +108,21 @@ def test_a_plan_estimates_hours_and_clips_and_writes_nothing(job, tmp_path):
     assert facts["todo_bytes"] == plan.todo_bytes > 400
     assert not (tmp_path / "index").exists()
     json.dumps(facts)
+
+
+def test_a_sample_is_spread_over_the_whole_list(job, tmp_path):
+    for number in range(13):
+        (tmp_path / "videos" / f"c{number:02d}.mp4").write_bytes(b"junk")
+    for number in range(7):
+        (tmp_path / "videos" / f"d{number}.mp4").write_bytes(Synth(frames=60).encode())
+    plan = plan_job(job)  # 22 videos: a good one, 14 bad ones, 7 good ones
+    sample = take_sample(plan.todo, plan.decode_plan)
+    assert (sample.videos, sample.unreadable) == (8, 5)
+
+
+def test_nothing_to_do_needs_no_sample(job):
+    plan = plan_job(job)
+    assert take_sample(plan.todo.slice(0, 0), plan.decode_plan) == Sample()
 
 
 def test_the_divisor_is_the_checkpoint_s_unless_configured(job):
