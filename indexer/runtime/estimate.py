@@ -12,8 +12,9 @@ from indexer.render import size_text
 from indexer.runtime.blocks import todos
 from indexer.runtime.todo import JobPlan
 from indexer.video.fetch import open_video
+from indexer.video.packets import scan_packets
 from indexer.video.plan import DecodePlan, plan_clips
-from indexer.video.probe import open_video_stream, scan_packets
+from indexer.video.probe import open_video_stream
 
 SAMPLE_VIDEOS: Final = 8
 SAMPLE_BYTES: Final = 256 * 2**20
@@ -82,7 +83,7 @@ def _add(sample: Sample, ref: VideoRef, plan: DecodePlan) -> Sample:
     seconds, clips, unreadable = Fraction(0), 0, 0
     try:
         with open_video(ref, plan.decode) as file, open_video_stream(file, plan.decode) as opened:
-            timeline = scan_packets(file, *opened, plan.decode).timeline
+            timeline = scan_packets(file, opened, plan.decode).timeline
         if timeline is not None:
             planned = plan_clips(
                 timeline,

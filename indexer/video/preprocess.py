@@ -8,6 +8,7 @@ Axes: H height, W width, C colour (RGB), N = 1.
 """
 
 import platform
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -18,30 +19,36 @@ from indexer.records import Preprocessing
 Frame = npt.NDArray[np.uint8]
 
 
-def preprocess_frame(frame_HWC: Frame, recipe: Preprocessing) -> Frame:
+def preprocess_frame(
+    frame_HWC: Frame, recipe: Preprocessing, pixel_aspect: Fraction = Fraction(1)
+) -> Frame:
     """Resizes and crops one frame.
 
     Args:
         frame_HWC: uint8 RGB, of any size and strides.
         recipe: the checkpoint's own.
+        pixel_aspect: width of a pixel by its height; the processors take every pixel for square.
 
     Returns:
         uint8 RGB of `output_size(recipe, H, W)`, contiguous, sharing no memory with the input.
     """
-    height, width = frame_HWC.shape[:2]
-    resized_HWC = _resize(frame_HWC, _resized_size(recipe, height, width), recipe.interpolation)
+    height, width = frame_HWC.shape[0], round(frame_HWC.shape[1] * pixel_aspect)
+    resized_HWC = _resize(frame_HWC, resized_size(recipe, height, width), recipe.interpolation)
     if recipe.crop is not None:
-        resized_HWC = _centre_crop(resized_HWC, recipe.crop)
+        resized_HWC = centre_crop(resized_HWC, recipe.crop)
     return np.array(resized_HWC, order="C")
 
 
 def output_size(recipe: Preprocessing, height: int, width: int) -> tuple[int, int]:
     """(height, width) of what `preprocess_frame` makes of a frame of this size."""
-    return recipe.crop or _resized_size(recipe, height, width)
+    return recipe.crop or resized_size(recipe, height, width)
 
 
-def _resized_size(recipe: Preprocessing, height: int, width: int) -> tuple[int, int]:
-    """The longer side is rounded down, as in `int(size * long / short)` of the processors."""
+def resized_size(recipe: Preprocessing, height: int, width: int) -> tuple[int, int]:
+    """(height, width) after resizing a frame of this size, before any crop.
+
+    The longer side is rounded down, as in `int(size * long / short)` of the processors.
+    """
     if not isinstance(recipe.resize, int):
         return recipe.resize
     longer = recipe.resize * max(height, width) // min(height, width)
@@ -71,8 +78,8 @@ def _has_uint8_kernel(interpolation: str) -> bool:
     return vector or platform.machine() in {"aarch64", "arm64"}
 
 
-def _centre_crop(frame_HWC: Frame, crop: tuple[int, int]) -> Frame:
-    """Cuts the middle; a frame smaller than the crop is first padded with black."""
+def centre_crop(frame_HWC: Frame, crop: tuple[int, int]) -> Frame:
+    """Cuts (height, width) from the middle; a smaller frame is first padded with black."""
     excess = [max(wanted - have, 0) for wanted, have in zip(crop, frame_HWC.shape, strict=False)]
     if any(excess):
         around = [(missing // 2, missing - missing // 2) for missing in excess]

@@ -1,0 +1,70 @@
+"""From a decoded frame to the model's pixels: colour, orientation, size.
+
+Axes: H height, W width, C colour (RGB).
+"""
+
+from fractions import Fraction
+from typing import Final, Literal
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from indexer.records import Preprocessing
+from indexer.video.preprocess import Frame, centre_crop, preprocess_frame, resized_size
+from indexer.video.probe import clockwise_rotation
+
+_ACCURATE: Final = (
+    Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+)
+
+
+class PictureRenderer:
+    """Renders frames of one video; keeps FFmpeg's conversion tables from one to the next.
+
+    Args:
+        recipe: the checkpoint's own.
+        resize: `exact` converts the whole frame to RGB as `frame.to_ndarray(format="rgb24")` does
+            and resizes it as the Hugging Face processor does; `fast` lets FFmpeg do both in one.
+        pixel_aspect: width of a stored pixel by its height; 1 leaves frames as they are stored.
+    """
+
+    def __init__(
+        self,
+        recipe: Preprocessing,
+        resize: Literal["exact", "fast"],
+        pixel_aspect: Fraction = Fraction(1),
+    ) -> None:
+        self._recipe = recipe
+        self._is_fast = resize == "fast"
+        self._pixel_aspect = pixel_aspect
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> Frame:
+        """The model's view of a frame: uint8 RGB HWC, turned for display, in memory of its own."""
+        rotation = clockwise_rotation(frame)
+        return self._fast(frame, rotation) if self._is_fast else self._exact(frame, rotation)
+
+    def _exact(self, frame: VideoFrame, rotation: int) -> Frame:
+        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+        aspect = self._pixel_aspect if rotation % 180 == 0 else 1 / self._pixel_aspect
+        return preprocess_frame(_upright(rgb, rotation), self._recipe, aspect)
+
+    def _fast(self, frame: VideoFrame, rotation: int) -> Frame:
+        width = round(frame.width * self._pixel_aspect)
+        if rotation % 180 == 0:
+            height, width = resized_size(self._recipe, frame.height, width)
+        else:
+            width, height = resized_size(self._recipe, width, frame.height)
+        rgb = self._reformatter.reformat(
+            frame, width, height, "rgb24", interpolation=_ACCURATE, threads=1
+        )
+        upright_HWC = _upright(rgb, rotation)
+        if self._recipe.crop is not None:
+            upright_HWC = centre_crop(upright_HWC, self._recipe.crop)
+        return np.array(upright_HWC, order="C")
+
+
+def _upright(rgb: VideoFrame, rotation: int) -> Frame:
+    frame_HWC = rgb.to_ndarray().astype(np.uint8, copy=False)
+    return np.rot90(frame_HWC, -rotation // 90)
