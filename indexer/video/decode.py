@@ -196,7 +196,7 @@ class _Video:
         first = next(frames, None)
         if first is None:
             raise decoder.nothing_came()
-        warnings += peculiarities(opened, first.frame)
+        warnings += peculiarities(opened, first.frame, self._plan.decode)
         info = describe(opened.stream, timeline, first.frame, warnings)
         renderer = _renderer(opened, self._plan)
         pictures = _Pictures(timeline)

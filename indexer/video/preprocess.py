@@ -30,18 +30,13 @@ def preprocess_frame(
         pixel_aspect: width of a pixel by its height; the processors take every pixel for square.
 
     Returns:
-        uint8 RGB of `output_size(recipe, H, W)`, contiguous, sharing no memory with the input.
+        uint8 RGB of `recipe.crop or resized_size(recipe, H, W)`, contiguous, sharing no memory with the input.
     """
     height, width = frame_HWC.shape[0], round(frame_HWC.shape[1] * pixel_aspect)
     resized_HWC = _resize(frame_HWC, resized_size(recipe, height, width), recipe.interpolation)
     if recipe.crop is not None:
         resized_HWC = centre_crop(resized_HWC, recipe.crop)
     return np.array(resized_HWC, order="C")
-
-
-def output_size(recipe: Preprocessing, height: int, width: int) -> tuple[int, int]:
-    """(height, width) of what `preprocess_frame` makes of a frame of this size."""
-    return recipe.crop or resized_size(recipe, height, width)
 
 
 def resized_size(recipe: Preprocessing, height: int, width: int) -> tuple[int, int]:

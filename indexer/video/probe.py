@@ -5,13 +5,14 @@ playlist, a session description or a picture dressed up as a video is refused, n
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from typing import NamedTuple
 
 import av
 import av.error
 import av.logging
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
@@ -93,18 +94,31 @@ def open_container(file: Readable, decode: Decode) -> InputContainer:
         read_index(file)
     file.seek(0)
     try:
-        return av.open(
-            _Nameless(file),
-            mode="r",
-            metadata_errors="replace",
-            container_options={
-                "protocol_whitelist": "none",
-                "format_whitelist": ",".join(decode.formats),
-                "codec_whitelist": ",".join(decode.codecs),
-            },
-        )
+        return _open(file, decode)
     except av.error.FFmpegError as error:
         raise _unopenable(file, decode, error) from error
+
+
+def _open(file: Readable, decode: Decode) -> InputContainer:
+    """Opens the file, on the GPU if that is wanted and can be had."""
+    options = {
+        "protocol_whitelist": "none",
+        "format_whitelist": ",".join(decode.formats),
+        "codec_whitelist": ",".join(decode.codecs),
+    }
+    nameless = _Nameless(file)
+    if decode.device == "cuda":
+        accelerator = HWAccel("cuda", allow_software_fallback=True)
+        with suppress(av.error.FFmpegError):  # no GPU, no driver, or no such file: see below
+            return av.open(
+                nameless,
+                mode="r",
+                metadata_errors="replace",
+                container_options=options,
+                hwaccel=accelerator,
+            )
+        file.seek(0)
+    return av.open(nameless, mode="r", metadata_errors="replace", container_options=options)
 
 
 def pixel_aspect(stream: VideoStream) -> Fraction:
@@ -112,9 +126,11 @@ def pixel_aspect(stream: VideoStream) -> Fraction:
     return stream.sample_aspect_ratio or Fraction(1)
 
 
-def peculiarities(opened: OpenVideo, frame: VideoFrame) -> tuple[str, ...]:
-    """What is unusual about a video's pictures, in words."""
+def peculiarities(opened: OpenVideo, frame: VideoFrame, decode: Decode) -> tuple[str, ...]:
+    """What is unusual about a video's pictures and how they are decoded, in words."""
     found = []
+    if decode.device == "cuda" and not opened.stream.codec_context.is_hwaccel:
+        found.append("decoded on the CPU: no NVIDIA decoder could be opened for it")
     if (aspect := pixel_aspect(opened.stream)) != 1:
         found.append(f"the pixels are not square: {aspect.numerator}:{aspect.denominator}")
     if frame.interlaced_frame:

@@ -1,8 +1,11 @@
-"""What a video would take, read from its packets alone."""
+"""What a video would take: read from its packets, and borne out by its first clip."""
 
+from collections import deque
 from dataclasses import dataclass
+from typing import Final
 
-from indexer.video.packets import scan_packets
+from indexer.video.frames import FrameDecoder, TimelineRefutedError, sparse_frames
+from indexer.video.packets import PacketReader, scan_packets
 from indexer.video.plan import DecodePlan, plan_clips, units_of
 from indexer.video.probe import open_video_stream
 from indexer.video.ranged import Readable
@@ -25,8 +28,14 @@ class Survey:
     trusted: bool
 
 
+_UNKNOWN: Final = Survey(0.0, 0, 0, trusted=False)
+
+
 def survey_video(file: Readable, plan: DecodePlan, *, video_id: str) -> Survey:
-    """Reads a video's packets, or its index, and decodes nothing.
+    """Reads a video's packets, or its index, and decodes no more than its first clip.
+
+    That clip decides whether `decode_clips` believes the packets, so that what is told here is what
+    it will do.
 
     Args:
         file: readable and seekable; left open.
@@ -37,15 +46,23 @@ def survey_video(file: Readable, plan: DecodePlan, *, video_id: str) -> Survey:
         VideoError: the video cannot be read.
     """
     with open_video_stream(file, plan.decode) as opened:
-        timeline = scan_packets(file, opened, plan.decode).timeline
-    if timeline is None:
-        return Survey(0.0, 0, 0, trusted=False)
-    clips = plan_clips(
-        timeline,
-        plan.sampling,
-        num_frames=plan.num_frames,
-        frame_rate_divisor=plan.frame_rate_divisor,
-        video_id=video_id,
-    )
+        table = scan_packets(file, opened, plan.decode)
+        if table.timeline is None:
+            return _UNKNOWN
+        clips = plan_clips(
+            table.timeline,
+            plan.sampling,
+            num_frames=plan.num_frames,
+            frame_rate_divisor=plan.frame_rate_divisor,
+            video_id=video_id,
+        )
+        first_clip = frozenset(clips[0].frame_ranks)
+        decoder = FrameDecoder(opened.stream.codec_context)
+        with PacketReader(file, table, plan.decode) as reader:
+            frames = sparse_frames(decoder, reader, table, sorted(first_clip), first_clip)
+            try:
+                deque(frames, maxlen=0)
+            except TimelineRefutedError:
+                return _UNKNOWN
     units = len(units_of(clips, plan.sampling.segment_clips))
-    return Survey(float(timeline.duration), len(clips), units, trusted=True)
+    return Survey(float(table.timeline.duration), len(clips), units, trusted=True)

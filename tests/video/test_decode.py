@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.codec.hwaccel import hwdevices_available
 
 from indexer.config import Decode, Sampling
 from indexer.records import DecodedClips, Preprocessing, VideoFailure
@@ -197,6 +198,42 @@ class TestPixels:
         assert any(warning.startswith("40 packets give ") for warning in unit.info.warnings)
 
 
+class TestPeculiarities:
+    SAR = Synth(width=96, options={"x264-params": "sar=4/3"})
+    WHOLE = Preprocessing(32, None, "bilinear", 1 / 255, (0.45,) * 3, (0.225,) * 3)
+
+    def test_pixels_that_are_not_square_are_recorded_and_left_as_they_are(self):
+        unit = outcome(self.SAR.encode(), recipe=self.WHOLE)
+        assert unit.info.warnings == ("the pixels are not square: 4:3",)
+        assert unit.frames_NTHWC.shape[2:] == (32, 64, 3)
+
+    def test_and_made_square_where_that_is_asked_for(self):
+        square = Decode(square_pixels=True)
+        unit = outcome(self.SAR.encode(), recipe=self.WHOLE, decode=square)
+        assert unit.frames_NTHWC.shape[2:] == (32, 85, 3)
+
+    def test_interlacing_is_recorded(self):
+        unit = outcome(Synth(options={"x264-params": "tff=1"}).encode())
+        assert unit.info.warnings == ("the frames are interlaced",)
+        assert outcome(Synth().encode()).info.warnings == ()
+
+    def test_a_gpu_that_is_not_there_is_done_without(self):
+        if "cuda" in hwdevices_available() and torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        source = Synth().encode()
+        unit = outcome(source, decode=Decode(device="cuda"))
+        (warning,) = unit.info.warnings
+        assert warning.startswith("decoded on the CPU")
+        np.testing.assert_array_equal(unit.frames_NTHWC, outcome(source).frames_NTHWC)
+
+    def test_fast_resizing_gives_other_pixels_of_the_same_frames(self):
+        source = Synth(width=160, height=96).encode()
+        exact, fast = outcome(source), outcome(source, decode=Decode(resize="fast"))
+        assert exact.spans == fast.spans
+        difference = np.abs(exact.frames_NTHWC.astype(int) - fast.frames_NTHWC.astype(int))
+        assert 0 < difference.mean() < 4
+
+
 class TestUnits:
     def test_skipped_units_are_not_yielded_and_the_rest_is_the_same(self):
         source = Synth(frames=100).encode()
@@ -306,7 +343,9 @@ class TestDamage:
         start, size = payloads(source)[20]
         source[start + size // 3 : start + size] = bytes(size - size // 3)
         (unit,) = decoded(bytes(source))
-        assert any(warning.startswith("decoded frames that are damaged") for warning in unit.info.warnings)
+        assert any(
+            warning.startswith("decoded frames that are damaged") for warning in unit.info.warnings
+        )
         exact = [span.frames_exact for span in unit.spans]
         assert exact[0]
         assert not all(exact)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.video import preprocess
-from indexer.video.preprocess import output_size, preprocess_frame
+from indexer.video.preprocess import preprocess_frame, resized_size
 from tests.goldens.preprocess_cases import CASES, Case
 
 GOLDEN = np.load(Path(__file__).parents[1] / "goldens" / "preprocess.npz")
@@ -33,7 +33,9 @@ def test_pixels_are_within_one_level_of_the_pillow_processor(name):
 @every_case
 def test_output_size_is_that_of_the_output(case):
     frame_HWC = preprocess_frame(case.frame(), case.recipe())
-    assert frame_HWC.shape[:2] == output_size(case.recipe(), case.height, case.width)
+    recipe = case.recipe()
+    expected = recipe.crop or resized_size(recipe, case.height, case.width)
+    assert frame_HWC.shape[:2] == expected
     assert frame_HWC.dtype == np.uint8
     assert frame_HWC.flags.c_contiguous
 
@@ -41,7 +43,7 @@ def test_output_size_is_that_of_the_output(case):
 @given(height=sides, width=sides, edge=st.integers(1, 256))
 def test_shorter_side_is_exact_and_the_longer_one_rounded_down(height, width, edge):
     recipe = Case("", height, width, edge, None).recipe()
-    found = output_size(recipe, height, width)
+    found = resized_size(recipe, height, width)
     assert min(found) == edge
     assert max(found) == int(edge * max(height, width) / min(height, width))
 
