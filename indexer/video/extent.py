@@ -47,9 +47,14 @@ def cut_short(file: Readable) -> str:
 
 
 def single_index(file: Readable) -> bool:
-    """Whether an MP4 describes all its frames in one place: it is whole, and has no fragments."""
+    """Whether an MP4 describes all its frames in one place: it is whole, and has no fragments.
+
+    The position of the file is left where it was.
+    """
+    position = file.tell()
     size_bytes = file.seek(0, 2)
     boxes = list(islice(_iso_boxes(file, size_bytes), _MOST_BOXES + 1))
+    file.seek(position)
     kinds = [box.kind for box in boxes]
     whole = bool(boxes) and len(boxes) <= _MOST_BOXES and boxes[-1].end == size_bytes
     return whole and b"moov" in kinds and b"moof" not in kinds

@@ -161,7 +161,8 @@ class PacketReader:
             for first, last in stretches
             for ordinal in range(first, last + 1)
         )
-        self._file.require(needed)
+        if self._file.require(needed):
+            self._opened = None  # it may have read zeros in their place
 
     def packets(self, first: int, last: int) -> Iterator[VideoPacket]:
         """The packets from one ordinal to another, both included.
@@ -172,6 +173,7 @@ class PacketReader:
         if self._table.kept is not None:
             yield from self._table.kept[first : last + 1]
             return
+        self.require([(first, last)])
         self._go_to(first)
         for ordinal in range(first, last + 1):
             yield self._next(ordinal)
@@ -188,6 +190,8 @@ class PacketReader:
     def _begin(self) -> OpenVideo:
         self._resources.close()
         self._opened = self._resources.enter_context(open_video_stream(self._file, self._decode))
+        if isinstance(self._file, RangedFile):
+            self._resources.enter_context(self._file.hollow())  # what is needed has been brought
         self._packets, self._position = _with_data(self._opened), 0
         return self._opened
 
