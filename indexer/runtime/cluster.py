@@ -55,7 +55,7 @@ class Pools:
 
 
 def size_pools(
-    cpus: float, gpus: float, cluster: Cluster, model: Model, *, todo_videos: int
+    cpus: float, gpus: float, cluster: Cluster, model: Model, *, todo_rows: int
 ) -> Pools:
     """Works out the pools from what the cluster has.
 
@@ -78,7 +78,7 @@ def size_pools(
         decode_actors = cluster.decode_actors or max(1, int(cpus // 4))
         model_actors = cluster.model_actors or max(1, int(cpus) - decode_actors)
         write_actors = 1 + model_actors // 32
-    decode_actors = min(decode_actors, max(1, todo_videos))
+    decode_actors = min(decode_actors, max(1, todo_rows))
     _check_room(cpus, gpus, device, decode_actors, model_actors)
     claimable_cpus = cpus - WRITER_CPUS * write_actors
     return Pools(

@@ -2,8 +2,8 @@
 
 import os
 import socket
-import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import pyarrow as pa
@@ -11,54 +11,70 @@ import pyarrow as pa
 from indexer.errors import VideoError
 from indexer.records import DecodedClips, VideoFailure
 from indexer.runtime import blocks
-from indexer.video.decode import decode_clips
-from indexer.video.fetch import open_video
+from indexer.video.fetch import Opened, open_video, prefetched
 from indexer.video.plan import DecodePlan
+from indexer.video.sandbox import Sandbox
+from indexer.video.survey import Survey
 
 
-def decode_videos(table: pa.Table, plan: DecodePlan) -> Iterator[pa.Table]:
-    """Decodes the videos of `TODO_SCHEMA` rows, one row of `DECODED_SCHEMA` per unit."""
+def decode_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> Iterator[pa.Table]:
+    """Decodes the videos of `TODO_SCHEMA` rows, one row of `DECODED_SCHEMA` per unit.
+
+    While one video is decoded, the next is fetched.
+    """
     worker = f"{socket.gethostname()}:{os.getpid()}"
+    todos = list(blocks.todos(table))
+    with closing(prefetched((todo.ref for todo in todos), plan.decode)) as fetched:
+        for todo, opened in zip(todos, fetched, strict=True):
+            for item, fetch_seconds, decode_seconds in _decode_video(todo, opened, sandbox):
+                yield blocks.decoded_row(
+                    todo.ref,
+                    todo.attempt,
+                    item,
+                    fetch_seconds=fetch_seconds,
+                    decode_seconds=decode_seconds,
+                    worker=worker,
+                )
+
+
+def survey_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> list[Survey | None]:
+    """The extent of each video of `TODO_SCHEMA` rows; None for one that cannot be read."""
+    surveys: list[Survey | None] = []
     for todo in blocks.todos(table):
-        for item, fetch_seconds, decode_seconds in _decode_video(todo, plan):
-            yield blocks.decoded_row(
-                todo.ref,
-                todo.attempt,
-                item,
-                fetch_seconds=fetch_seconds,
-                decode_seconds=decode_seconds,
-                worker=worker,
-            )
+        try:
+            with open_video(todo.ref, plan.decode) as video:
+                survey = sandbox.survey(video, video_id=todo.ref.video_id)
+        except VideoError:
+            surveys.append(None)
+        else:
+            surveys.append(survey if isinstance(survey, Survey) else None)
+    return surveys
 
 
 def _decode_video(
-    todo: blocks.Todo, plan: DecodePlan
+    todo: blocks.Todo, opened: Opened, sandbox: Sandbox
 ) -> Iterator[tuple[DecodedClips | VideoFailure, float, float]]:
     """Units of one video with their fetch seconds (wall) and decode seconds (CPU)."""
-    fetch_started = time.perf_counter()
-    try:
-        file = open_video(todo.ref, plan.decode)
-    except VideoError as error:
-        fetch_seconds = time.perf_counter() - fetch_started
-        for failure in _spread(VideoFailure(error.code, str(error)), todo):
+    fetch_seconds = opened.fetch_seconds
+    if isinstance(opened.video, VideoError):
+        for failure in _spread(VideoFailure(opened.video.code, str(opened.video)), todo):
             yield failure, fetch_seconds, 0.0
+            fetch_seconds = 0.0
         return
-    fetch_seconds = time.perf_counter() - fetch_started
-    with file:
-        decode_started = time.thread_time()
-        items = decode_clips(file, plan, video_id=todo.ref.video_id, skip_units=todo.done_units)
-        for item in items:
-            seconds = time.thread_time() - decode_started
+    with opened.video as video:
+        items = sandbox.decode(video, video_id=todo.ref.video_id, skip_units=todo.done_units)
+        for item, cpu_seconds in items:
+            decode_seconds = cpu_seconds
             for part in _spread(item, todo) if isinstance(item, VideoFailure) else (item,):
-                yield part, fetch_seconds, seconds
-                fetch_seconds = seconds = 0.0
-            decode_started = time.thread_time()
+                yield part, fetch_seconds, decode_seconds
+                fetch_seconds = decode_seconds = 0.0
 
 
 def _spread(failure: VideoFailure, todo: blocks.Todo) -> Iterator[VideoFailure]:
-    """Gives each unit that an earlier run left undone an outcome of its own.
+    """Gives each unit that is left to do an outcome of its own.
 
-    A video that cannot even be opened does not know that it has several units; the index may.
+    A video that cannot even be opened does not know that it has several units; the index, or who
+    shared it out, may.
     """
     if failure.units >= todo.units:
         yield failure

@@ -1,20 +1,16 @@
 """What a planned job would cost, from listings and a sample of the videos themselves."""
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Final
 
 import pyarrow as pa
 
-from indexer.errors import VideoError
-from indexer.records import VideoRef
 from indexer.render import size_text
-from indexer.runtime.blocks import todos
+from indexer.runtime.decoding import survey_videos
 from indexer.runtime.todo import JobPlan
-from indexer.video.fetch import open_video
-from indexer.video.packets import scan_packets
-from indexer.video.plan import DecodePlan, plan_clips
-from indexer.video.probe import open_video_stream
+from indexer.video.plan import DecodePlan
+from indexer.video.sandbox import Sandbox
+from indexer.video.survey import Survey
 
 SAMPLE_VIDEOS: Final = 8
 SAMPLE_BYTES: Final = 256 * 2**20
@@ -35,7 +31,7 @@ class Sample:
 
     videos: int = 0
     size_bytes: int = 0
-    video_seconds: Fraction = Fraction(0)
+    video_seconds: float = 0.0
     clips: int = 0
     unreadable: int = 0
 
@@ -44,7 +40,7 @@ def describe_plan(plan: JobPlan) -> dict[str, object]:
     """What the run would do, as names and values for people and programs."""
     sample = take_sample(plan.todo, plan.decode_plan)
     scale = plan.todo_bytes / sample.size_bytes if sample.size_bytes else 0.0
-    hours = float(sample.video_seconds) / 3600 * scale
+    hours = sample.video_seconds / 3600 * scale
     clips = sample.clips * scale
     facts: dict[str, object] = {
         "model": plan.tag,
@@ -68,39 +64,27 @@ def describe_plan(plan: JobPlan) -> dict[str, object]:
 
 
 def take_sample(todo: pa.Table, plan: DecodePlan) -> Sample:
-    """Reads the packets of some videos, spread evenly over the list, and decodes nothing."""
-    sample = Sample()
+    """Surveys some videos, spread evenly over the list."""
     number = min(SAMPLE_VIDEOS, todo.num_rows)
     rows = [index * todo.num_rows // number for index in range(number)]
-    for some in todos(todo.take(pa.array(rows, pa.int64()))):
-        if sample.size_bytes + some.ref.size_bytes > SAMPLE_BYTES:
-            continue
-        sample = _add(sample, some.ref, plan)
+    sample = Sample()
+    with Sandbox(plan) as sandbox:
+        for row in rows:
+            one = todo.slice(row, 1)
+            size_bytes = one.column("size_bytes")[0].as_py()
+            if sample.size_bytes + size_bytes <= SAMPLE_BYTES:
+                (survey,) = survey_videos(one, plan, sandbox)
+                sample = _add(sample, size_bytes, survey)
     return sample
 
 
-def _add(sample: Sample, ref: VideoRef, plan: DecodePlan) -> Sample:
-    seconds, clips, unreadable = Fraction(0), 0, 0
-    try:
-        with open_video(ref, plan.decode) as file, open_video_stream(file, plan.decode) as opened:
-            timeline = scan_packets(file, opened, plan.decode).timeline
-        if timeline is not None:
-            planned = plan_clips(
-                timeline,
-                plan.sampling,
-                num_frames=plan.num_frames,
-                frame_rate_divisor=plan.frame_rate_divisor,
-                video_id=ref.video_id,
-            )
-            seconds, clips = timeline.duration, len(planned)
-    except VideoError:
-        unreadable = 1
+def _add(sample: Sample, size_bytes: int, survey: Survey | None) -> Sample:
     return Sample(
         videos=sample.videos + 1,
-        size_bytes=sample.size_bytes + ref.size_bytes,
-        video_seconds=sample.video_seconds + seconds,
-        clips=sample.clips + clips,
-        unreadable=sample.unreadable + unreadable,
+        size_bytes=sample.size_bytes + size_bytes,
+        video_seconds=sample.video_seconds + (survey.duration_seconds if survey else 0.0),
+        clips=sample.clips + (survey.clips if survey else 0),
+        unreadable=sample.unreadable + (survey is None),
     )
 
 

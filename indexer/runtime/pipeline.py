@@ -29,6 +29,7 @@ from indexer.metrics import (
 )
 from indexer.runtime.cluster import WRITER_CPUS, Pools, connected, size_pools
 from indexer.runtime.report import build_report
+from indexer.runtime.sharing import most_rows, share_out
 from indexer.runtime.todo import JobPlan, check_target, plan_job
 from indexer.runtime.workers import DecodeVideos, ScoreUnits, WriteUnits, receipts
 from indexer.runtime.writing import UnitReceipt, WriteReceipt
@@ -189,9 +190,9 @@ class _Job:
         )
 
     def _run_pipeline(self) -> None:
-        config, todo_videos = self._plan.config, self._plan.todo.num_rows
+        config, rows = self._plan.config, most_rows(self._plan.todo)
         with connected(config.cluster) as (cpus, gpus):
-            pools = size_pools(cpus, gpus, config.cluster, config.model, todo_videos=todo_videos)
+            pools = size_pools(cpus, gpus, config.cluster, config.model, todo_rows=rows)
             self._pools = pools
             self._observer.on_event(
                 ClusterReady(pools.cpus, pools.gpus, pools.decode_actors, pools.model_actors)
@@ -199,7 +200,7 @@ class _Job:
             self._pipeline_started = time.monotonic()
             try:
                 with self._ticking():
-                    for batch in _batches(build_dataset(self._plan, pools)):
+                    for batch in _batches(self._plan, pools):
                         self._take(batch)
             finally:
                 self._commit()
@@ -283,8 +284,8 @@ class _Job:
         return report
 
 
-def build_dataset(plan: JobPlan, pools: Pools) -> ray.data.Dataset:
-    """The operators of the job; nothing runs until the result is iterated."""
+def build_dataset(plan: JobPlan, todo: pa.Table, pools: Pools) -> ray.data.Dataset:
+    """The operators of the job on rows of `TODO_SCHEMA`; nothing runs until it is iterated."""
     context = DataContext.get_current().copy()
     clip_bytes = 3 * plan.checkpoint.num_frames * plan.checkpoint.image_size**2
     # Ray merges rows into blocks of about this size; a row, and so a unit, stays whole.
@@ -296,7 +297,7 @@ def build_dataset(plan: JobPlan, pools: Pools) -> ray.data.Dataset:
     actors: dict[str, Any] = {"num_cpus": pools.actor_cpus}
     with DataContext.current(context):
         return (
-            ray.data.from_arrow(_split(plan.todo, pools.decode_actors))
+            ray.data.from_arrow(_split(todo, pools.decode_actors))
             .map_batches(
                 DecodeVideos,
                 fn_constructor_args=(plan.decode_plan,),
@@ -357,13 +358,14 @@ def _row_context(plan: JobPlan) -> RowContext:
     )
 
 
-def _batches(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
-    """The dataset's blocks as they come, on this very thread: an interrupt ends the pipeline.
+def _batches(plan: JobPlan, pools: Pools) -> Iterator[pa.Table]:
+    """The pipeline's blocks as they come, on this very thread: an interrupt ends the pipeline.
 
     Raises:
         IndexerError: a stage failed; its own error where it has one, else ClusterError.
     """
     try:
+        dataset = build_dataset(plan, share_out(plan.todo, plan.decode_plan, pools), pools)
         for bundle in dataset.iter_internal_ref_bundles():
             yield from ray.get(list(bundle.block_refs))
     except RayError as error:

@@ -25,17 +25,25 @@ class DecodeVideos:
     """CPU actor: `TODO_SCHEMA` rows in, a `DECODED_SCHEMA` row per unit out, as each is ready."""
 
     def __init__(self, plan: DecodePlan) -> None:
-        import torch
-
         from indexer.runtime.decoding import decode_videos
+        from indexer.video.sandbox import Sandbox
 
-        torch.set_num_threads(1)  # one process a core; a thread pool in each would fight over them
         self._decode_videos = decode_videos
-        self._plan = plan
+        self._plan, self._sandbox = plan, Sandbox(plan)
 
     def __call__(self, todo: pa.Table) -> Iterator[pa.Table]:
         """Decodes some videos."""
-        yield from self._decode_videos(todo, self._plan)
+        yield from self._decode_videos(todo, self._plan, self._sandbox)
+
+
+def survey_todo(todo: pa.Table, plan: DecodePlan) -> int:
+    """CPU task: the number of units of the video of a `TODO_SCHEMA` row; 0 where nobody can say."""
+    from indexer.runtime.decoding import survey_videos
+    from indexer.video.sandbox import Sandbox
+
+    with Sandbox(plan) as sandbox:
+        (survey,) = survey_videos(todo, plan, sandbox)
+    return 0 if survey is None else survey.units
 
 
 class ScoreUnits:

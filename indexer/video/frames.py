@@ -7,7 +7,7 @@ does not come, its neighbourhood is decoded in full, and at last its nearest nei
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import av.error
 import numpy as np
@@ -19,6 +19,9 @@ from indexer.video.bitstream import VideoPacket, disposable_test
 from indexer.video.packets import PacketReader, PacketTable
 from indexer.video.plan import Timeline
 from indexer.video.probe import OpenVideo
+
+_MOST_PIXEL_BYTES: Final = 6
+"""Of a pixel with 16 bits for each of three colours."""
 
 
 class TimelineRefutedError(Exception):
@@ -168,8 +171,13 @@ class FrameDecoder:
         return tuple(warnings)
 
     def nothing_came(self) -> VideoError:
-        """Why there is no frame."""
+        """Why there is no frame.
+
+        Raises:
+            MemoryError: what is left of it would not hold a frame. FFmpeg may call that bad data.
+        """
         if self.failed:
+            bytearray(_MOST_PIXEL_BYTES * self.context.width * self.context.height)
             return VideoCorrupt("none of the packets decodes")
         return VideoNoFrames("the packets decode to no frame")
 

@@ -32,7 +32,7 @@ from indexer.video.probe import OpenVideo, open_video_stream
 from indexer.video.ranged import RangedFile, Ranges, Readable
 
 KEPT_BYTES: Final = 64 * 2**20
-"""Packets of a smaller stream stay in memory, so that it is read once."""
+"""Packets of a smaller file stay in memory, so that it is read once."""
 
 _SEEK_BYTES: Final = 2**20
 """Less than this far ahead, reading on is cheaper than seeking."""
@@ -57,7 +57,7 @@ class PacketTable:
         shown: int64[m], the packet of each displayed frame, in the timeline's order.
         offsets: int64[n], where each packet's bytes begin in the file; -1 where unknown.
         sizes: int64[n], how many they are.
-        kept: the packets themselves, where they are few bytes; else None.
+        kept: the packets themselves, where the file is small; else None.
     """
 
     timeline: Timeline | None
@@ -89,7 +89,8 @@ def scan_packets(file: Readable, opened: OpenVideo, decode: Decode) -> PacketTab
         VideoTruncated: the bytes end before the container says so.
         VideoUnsupportedCodec: the packets are encrypted.
     """
-    log = _PacketLog(opened.stream, decode.max_frames)
+    keeps = _size_bytes(file) <= KEPT_BYTES
+    log = _PacketLog(opened.stream, decode.max_frames, keeps=keeps)
     if isinstance(file, RangedFile) and not file.complete:
         if single_index(file) and log.read_index(file, opened):
             return log.table(opened)
@@ -232,14 +233,13 @@ def can_seek(opened: OpenVideo) -> bool:
 class _PacketLog:
     """What the packets of a stream say, in the order of the file, and what is wrong with it."""
 
-    def __init__(self, stream: VideoStream, max_frames: int) -> None:
+    def __init__(self, stream: VideoStream, max_frames: int, *, keeps: bool) -> None:
         self.pts = array("q")
         self.last_is_corrupt = False
         self._dts, self._offsets, self._sizes = array("q"), array("q"), array("q")
         self._keys, self._shown = bytearray(), bytearray()
         self._missing_pts = 0
-        self._kept: list[VideoPacket] | None = []
-        self._kept_bytes = 0
+        self._kept: list[VideoPacket] | None = [] if keeps else None
         self._highest_pts = -_UNBOUNDED
         self._last_duration = 0
         self._max_frames = max_frames
@@ -248,7 +248,8 @@ class _PacketLog:
     def read(self, opened: OpenVideo) -> None:
         for packet in _with_data(opened):
             self._add(packet)
-            self._keep(packet)
+            if self._kept is not None:
+                self._kept.append(packet)
             self.last_is_corrupt = packet.is_corrupt
 
     def read_index(self, file: RangedFile, opened: OpenVideo) -> bool:
@@ -305,13 +306,6 @@ class _PacketLog:
         self._keys.append(packet.is_keyframe)
         self._shown.append(not hidden)
 
-    def _keep(self, packet: VideoPacket) -> None:
-        self._kept_bytes += packet.size
-        if self._kept is not None and self._kept_bytes <= KEPT_BYTES:
-            self._kept.append(packet)
-        else:
-            self._kept = None
-
     def _distrust(
         self, opened: OpenVideo, shown_pts: npt.NDArray[np.int64], keyframes: npt.NDArray[np.int64]
     ) -> str:
@@ -327,6 +321,14 @@ class _PacketLog:
             "timestamps that go back": bool(np.any(key_pts[1:] <= key_pts[:-1])),
         }
         return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _size_bytes(file: Readable) -> int:
+    """Its size; its position, where FFmpeg left it, stays."""
+    position = file.tell()
+    size_bytes = file.seek(0, 2)
+    file.seek(position)
+    return size_bytes
 
 
 def _with_data(opened: OpenVideo) -> Iterator[VideoPacket]:

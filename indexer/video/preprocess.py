@@ -30,7 +30,8 @@ def preprocess_frame(
         pixel_aspect: width of a pixel by its height; the processors take every pixel for square.
 
     Returns:
-        uint8 RGB of `recipe.crop or resized_size(recipe, H, W)`, contiguous, sharing no memory with the input.
+        uint8 RGB of `recipe.crop or resized_size(recipe, H, W)`, contiguous, sharing no memory
+        with the input.
     """
     height, width = frame_HWC.shape[0], round(frame_HWC.shape[1] * pixel_aspect)
     resized_HWC = _resize(frame_HWC, resized_size(recipe, height, width), recipe.interpolation)
@@ -56,9 +57,14 @@ def _resize(frame_HWC: Frame, size: tuple[int, int], interpolation: str) -> Fram
     frame_NCHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1).unsqueeze(0)
     if not _has_uint8_kernel(interpolation):
         frame_NCHW = frame_NCHW.float()
-    resized_NCHW = torch.nn.functional.interpolate(
-        frame_NCHW, size=size, mode=interpolation, align_corners=False, antialias=True
-    )
+    try:
+        resized_NCHW = torch.nn.functional.interpolate(
+            frame_NCHW, size=size, mode=interpolation, align_corners=False, antialias=True
+        )
+    except RuntimeError as error:  # torch has no class of its own for this
+        if "allocate memory" in str(error):
+            raise MemoryError from error
+        raise
     if resized_NCHW.is_floating_point():
         resized_NCHW = resized_NCHW.round().to(torch.uint8)
     resized_HWC: Frame = resized_NCHW[0].permute(1, 2, 0).numpy()

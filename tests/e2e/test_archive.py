@@ -17,6 +17,7 @@ from indexer.runtime.blocks import TODO_SCHEMA, frames_of
 from indexer.runtime.decoding import decode_videos
 from indexer.video.plan import DecodePlan
 from indexer.video.preprocess import preprocess_frame
+from indexer.video.sandbox import Sandbox
 from tests.e2e.jobs import run
 from tests.model.stress import write_stress_checkpoint
 from tests.table.readers import ENGINES, read_all
@@ -178,14 +179,18 @@ def test_frames_that_reach_the_model_are_those_of_a_linear_decode(
     assert len(list(refs(manifest))) == manifest.num_rows == 24
     todo = manifest.append_column("attempt", [[1] * 24]).append_column("units", [[1] * 24])
     todo = todo.append_column("done_units", [[[]] * 24]).select(TODO_SCHEMA.names).cast(TODO_SCHEMA)
-    for table in decode_videos(todo, plan):
-        (row,) = table.drop_columns(["frames_NTHWC"]).to_pylist()
-        (clips_NTHWC,) = frames_of(table, (8, 64, 64, 3))
-        wanted = {pts for span in row["spans"] for pts in span["frame_pts_seconds"]}
-        frames = linear_frames(shared_videos / Path(row["uri"]).name, wanted)
-        expected = [
-            [preprocess_frame(frames[pts], plan.preprocessing) for pts in span["frame_pts_seconds"]]
-            for span in row["spans"]
-        ]
-        assert row["failure"] is None
-        assert np.array_equal(clips_NTHWC, np.array(expected)), row["uri"]
+    with Sandbox(plan) as sandbox:
+        for table in decode_videos(todo, plan, sandbox):
+            (row,) = table.drop_columns(["frames_NTHWC"]).to_pylist()
+            (clips_NTHWC,) = frames_of(table, (8, 64, 64, 3))
+            wanted = {pts for span in row["spans"] for pts in span["frame_pts_seconds"]}
+            frames = linear_frames(shared_videos / Path(row["uri"]).name, wanted)
+            expected = [
+                [
+                    preprocess_frame(frames[pts], plan.preprocessing)
+                    for pts in span["frame_pts_seconds"]
+                ]
+                for span in row["spans"]
+            ]
+            assert row["failure"] is None
+            assert np.array_equal(clips_NTHWC, np.array(expected)), row["uri"]

@@ -7,14 +7,14 @@ from indexer.errors import ClusterError
 from indexer.runtime.cluster import WRITER_CPUS, connected, size_pools
 
 
-def pools(cpus, gpus=0, *, todo_videos=1000, device="auto", batch_size=None, **cluster):
+def pools(cpus, gpus=0, *, todo_rows=1000, device="auto", batch_size=None, **cluster):
     model = Model(device=device, batch_size=batch_size)
-    return size_pools(cpus, gpus, Cluster(**cluster), model, todo_videos=todo_videos)
+    return size_pools(cpus, gpus, Cluster(**cluster), model, todo_rows=todo_rows)
 
 
 @given(st.integers(1, 500), st.integers(0, 16), st.integers(0, 10_000))
-def test_all_actors_fit_into_the_cluster_at_once(cpus, gpus, todo_videos):
-    found = pools(float(cpus), float(gpus), todo_videos=todo_videos)
+def test_all_actors_fit_into_the_cluster_at_once(cpus, gpus, todo_rows):
+    found = pools(float(cpus), float(gpus), todo_rows=todo_rows)
     actors = found.decode_actors + found.model_actors
     assert actors * found.actor_cpus + WRITER_CPUS * found.write_actors <= cpus
     assert found.actor_cpus > 0.1
@@ -33,7 +33,7 @@ def test_pools_by_hand(cpus, gpus, decode, model):
 
 
 def test_no_more_decoders_than_videos():
-    assert pools(64, todo_videos=3).decode_actors == 3
+    assert pools(64, todo_rows=3).decode_actors == 3
 
 
 def test_defaults_follow_the_device():

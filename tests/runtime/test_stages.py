@@ -19,6 +19,7 @@ from indexer.runtime.writing import UnitReceipt, write_units
 from indexer.table.paths import IndexPaths
 from indexer.table.rows import RowContext
 from indexer.video.plan import DecodePlan
+from indexer.video.sandbox import Sandbox
 from tests.model.stress import write_stress_checkpoint
 from tests.video.synth import Synth
 
@@ -44,6 +45,12 @@ def plan(checkpoint):
     )
 
 
+@pytest.fixture
+def sandbox(plan):
+    with Sandbox(plan) as sandbox:
+        yield sandbox
+
+
 def todo_of(path, attempt=1, units=1, done_units=()):
     manifest = discover([str(path)], schemes=("file",))
     rows = manifest.num_rows
@@ -65,11 +72,11 @@ def facts(tables):
     ]  # fmt: skip
 
 
-def test_each_unit_becomes_one_row_with_its_clips_or_its_failure(tmp_path, plan):
+def test_each_unit_becomes_one_row_with_its_clips_or_its_failure(tmp_path, plan, sandbox):
     (tmp_path / "a.mp4").write_bytes(Synth(frames=80).encode())
     (tmp_path / "b.mp4").write_bytes(b"")
     (tmp_path / "c.mp4").write_bytes(Synth(frames=16).encode())
-    found = list(decode_videos(todo_of(tmp_path), plan))
+    found = list(decode_videos(todo_of(tmp_path), plan, sandbox))
     assert all(table.schema.equals(blocks.DECODED_SCHEMA) for table in found)
     assert facts(found) == [
         ("a.mp4", 0, 3, 2, None),
@@ -85,27 +92,29 @@ def test_each_unit_becomes_one_row_with_its_clips_or_its_failure(tmp_path, plan)
         assert row["worker"].endswith(f":{os.getpid()}")
 
 
-def test_finished_units_are_left_out_and_the_attempt_is_kept(tmp_path, plan):
+def test_finished_units_are_left_out_and_the_attempt_is_kept(tmp_path, plan, sandbox):
     (tmp_path / "a.mp4").write_bytes(Synth(frames=80).encode())
-    found = list(decode_videos(todo_of(tmp_path, attempt=4, units=3, done_units=[0, 2]), plan))
+    found = list(
+        decode_videos(todo_of(tmp_path, attempt=4, units=3, done_units=[0, 2]), plan, sandbox)
+    )
     assert facts(found) == [("a.mp4", 1, 3, 2, None)]
     assert found[0]["attempt"].to_pylist() == [4]
 
 
-def test_a_video_that_cannot_be_opened_fails_in_every_unit_that_it_owes(tmp_path, plan):
+def test_a_video_that_cannot_be_opened_fails_in_every_unit_that_it_owes(tmp_path, plan, sandbox):
     path = tmp_path / "a.mp4"
     path.write_bytes(Synth(frames=80).encode())
     todo = todo_of(tmp_path, units=3, done_units=[1])
     path.unlink()
-    assert facts(decode_videos(todo, plan)) == [
+    assert facts(decode_videos(todo, plan, sandbox)) == [
         ("a.mp4", 0, 3, 0, "missing"),
         ("a.mp4", 2, 3, 0, "missing"),
     ]
 
 
-def test_a_video_that_cannot_be_decoded_fails_in_every_unit_that_it_owes(tmp_path, plan):
+def test_a_video_that_cannot_be_decoded_fails_in_every_unit_that_it_owes(tmp_path, plan, sandbox):
     (tmp_path / "a.mp4").write_bytes(bytes(5000))
-    assert facts(decode_videos(todo_of(tmp_path, units=3, done_units=[0]), plan)) == [
+    assert facts(decode_videos(todo_of(tmp_path, units=3, done_units=[0]), plan, sandbox)) == [
         ("a.mp4", 1, 3, 0, "not_a_video"),
         ("a.mp4", 2, 3, 0, "not_a_video"),
     ]
