@@ -8,6 +8,7 @@ words.
 import ctypes
 import os
 import resource
+import select
 import socket
 import struct
 import time
@@ -110,6 +111,9 @@ DEEDS = {
 def say(words):
     """Sends words of its own, each line a message, and nothing else."""
     for line in words.splitlines():
+        if '"end"' in line:  # whoever is still to be told to go on must not find this process dead
+            while select.select([CHANNEL], [], [], 0.3)[0] and os.read(CHANNEL, 1000):
+                pass
         os.write(CHANNEL, struct.pack("!I", len(line)) + line.encode())
         if '"end"' in line:
             os._exit(0)

@@ -481,6 +481,7 @@ def said(*messages):
 class TestAnswersOfATakenOverWorker:
     def test_what_is_well_formed_passes(self, sandbox, video):
         items = items_of(sandbox, video, said(UNIT, SECOND, END))
+        assert codes(items) == ["", ""], items
         assert [item.frames_NTHWC.shape for item in items] == [SHAPE] * 2
 
     @pytest.mark.parametrize(
