@@ -56,7 +56,14 @@ def _keys(cls: type, prefix: str) -> Iterator[str]:
         yield f"| `{prefix}{name}`{star} | {default} | {meanings[name]} |"
 
 
-FINGERPRINTED = {"decode.resize", "model.id", "model.revision", "model.top_k", "model.min_score"}
+FINGERPRINTED = {
+    "decode.resize",
+    "decode.square_pixels",
+    "model.id",
+    "model.revision",
+    "model.top_k",
+    "model.min_score",
+}
 
 
 def _toml(value: object) -> str:

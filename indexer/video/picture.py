@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from indexer.records import Preprocessing
@@ -60,10 +61,21 @@ class PictureRenderer:
         rgb = self._reformatter.reformat(
             frame, width, height, "gbrp", interpolation=_ACCURATE, threads=1
         )
-        upright_HWC = _upright(rgb, rotation)
-        if self._recipe.crop is not None:
-            upright_HWC = centre_crop(upright_HWC, self._recipe.crop)
-        return np.array(upright_HWC, order="C")
+        green, blue, red = (self._finished(plane, rotation) for plane in rgb.planes)
+        frame_HWC = np.empty((*red.shape[:2], 3), np.uint8)
+        for colour, plane_HW1 in enumerate((red, green, blue)):
+            frame_HWC[:, :, colour] = plane_HW1[:, :, 0]
+        return frame_HWC
+
+    def _finished(self, plane: VideoPlane, rotation: int) -> Frame:
+        """One colour of a resized frame, upright and cropped: uint8 HW1."""
+        stored_HW = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1)
+        upright_HW1 = np.rot90(stored_HW[:, : plane.width], -rotation // 90)[:, :, np.newaxis]
+        return (
+            upright_HW1
+            if self._recipe.crop is None
+            else centre_crop(upright_HW1, self._recipe.crop)
+        )
 
 
 def _upright(rgb: VideoFrame, rotation: int) -> Frame:
