@@ -52,7 +52,7 @@ class PictureRenderer:
         return preprocess_frame(_upright(rgb, rotation), self._recipe, aspect)
 
     def _fast(self, frame: VideoFrame, rotation: int) -> Frame:
-        width = round(frame.width * self._pixel_aspect)
+        width = max(round(frame.width * self._pixel_aspect), 1)
         if rotation % 180 == 0:
             height, width = resized_size(self._recipe, frame.height, width)
         else:

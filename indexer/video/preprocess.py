@@ -33,7 +33,7 @@ def preprocess_frame(
         uint8 RGB of `recipe.crop or resized_size(recipe, H, W)`, contiguous, sharing no memory
         with the input.
     """
-    height, width = frame_HWC.shape[0], round(frame_HWC.shape[1] * pixel_aspect)
+    height, width = frame_HWC.shape[0], max(round(frame_HWC.shape[1] * pixel_aspect), 1)
     resized_HWC = _resize(frame_HWC, resized_size(recipe, height, width), recipe.interpolation)
     if recipe.crop is not None:
         resized_HWC = centre_crop(resized_HWC, recipe.crop)

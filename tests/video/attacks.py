@@ -9,7 +9,6 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 
 import av
 
@@ -48,14 +47,13 @@ ENTRY = f"{TABLE}/stsd/avc1"
 # Files that name others
 
 
-def playlist(*lines: str) -> bytes:
-    return "\n".join(
-        ["#EXTM3U", "#EXT-X-TARGETDURATION:9", *lines, "#EXTINF:9,", "seg.ts", "#EXT-X-ENDLIST", ""]
-    ).encode()
+def hls(segment: str, *lines: str) -> bytes:
+    head = ("#EXTM3U", "#EXT-X-TARGETDURATION:9", *lines)
+    return "\n".join([*head, "#EXTINF:9,", segment, "#EXT-X-ENDLIST", ""]).encode()
 
 
-def hls(url: str) -> bytes:
-    return playlist().replace(b"seg.ts", url.encode())
+def hls_key(url: str) -> bytes:
+    return hls("canary.ts", f'#EXT-X-KEY:METHOD=AES-128,URI="{url}"')
 
 
 def dash(url: str) -> bytes:
@@ -119,9 +117,12 @@ def png(width: int, height: int) -> bytes:
     pixels = zlib.compress(bytes(1000))
     chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
         for kind, content in chunks
-    )  # fmt: skip
+    )
 
 
 def png_video() -> bytes:
@@ -230,12 +231,12 @@ def sample_to_chunk(samples: int) -> bytes:
     return rewritten(tiny(), f"{TABLE}/stsc", lambda _: table)
 
 
-def compressed_index() -> bytes:
-    """An index that takes a megabyte, and a gigabyte when it is unpacked."""
+def compressed_index(unpacked_bytes: int) -> bytes:
+    """An index that takes a thousandth of what it is when it is unpacked."""
     source = tiny()
     start = source.index(b"moov") - 4
     moov, rest = source[start + 8 :], source[:start]
-    zeros = GIBIBYTE - 2**16
+    zeros = unpacked_bytes - 2**16
     index = struct.pack(">I4s", 8 + len(moov) + 8 + zeros, b"moov") + moov
     index += struct.pack(">I4s", 8 + zeros, b"free")
     packed = b"\x78\x9c" + _deflated(index, 1) + _deflated(bytes(2**16), zeros // 2**16) + b"\3\0"
@@ -249,6 +250,29 @@ def _deflated(data: bytes, times: int) -> bytes:
     """A stretch that may be repeated: it refers to nothing before it."""
     packer = zlib.compressobj(9, wbits=-15)
     return (packer.compress(data) + packer.flush(zlib.Z_FULL_FLUSH)) * times
+
+
+def nested_boxes(depth: int) -> bytes:
+    """Boxes in boxes, like Russian dolls."""
+    sizes = range(8 * depth, 0, -8)
+    return box(b"ftyp", b"isom", bytes(4)) + b"".join(
+        struct.pack(">I4s", size, b"moov" if size == 8 * depth else b"trak") for size in sizes
+    )
+
+
+def empty_boxes(count: int) -> bytes:
+    """A good video behind very many boxes that hold nothing."""
+    return box(b"ftyp", b"isom", bytes(4)) + box(b"free") * count + _shifted(8 * count + 16)
+
+
+def _shifted(distance: int) -> bytes:
+    """The good video with its frames so much further on."""
+
+    def moved(table: bytes) -> bytes:
+        places = struct.unpack(f">{len(table) // 4 - 2}I", table[8:])
+        return table[:8] + struct.pack(f">{len(places)}I", *(place + distance for place in places))
+
+    return rewritten(tiny(), f"{TABLE}/stco", moved)
 
 
 def title_in_no_encoding() -> bytes:
@@ -294,9 +318,3 @@ def _grey(number: int) -> av.VideoFrame:
         plane.update(bytes([128]) * plane.buffer_size)
     frame.pts = number
     return frame
-
-
-def in_folder(folder: Path, name: str, data: bytes) -> Path:
-    path = folder / name
-    path.write_bytes(data)
-    return path
