@@ -162,8 +162,7 @@ class PacketReader:
             for first, last in stretches
             for ordinal in range(first, last + 1)
         )
-        if self._file.require(needed):
-            self._opened = None  # it may have read zeros in their place
+        self._file.require(needed)
 
     def packets(self, first: int, last: int) -> Iterator[VideoPacket]:
         """The packets from one ordinal to another, both included.

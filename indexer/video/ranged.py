@@ -118,11 +118,8 @@ class RangedFile(io.RawIOBase):
         """Whether every byte is here."""
         return self._present.stop_of(0) >= self._size_bytes
 
-    def require(self, ranges: Iterable[Range]) -> bool:
+    def require(self, ranges: Iterable[Range]) -> None:
         """Brings all of these at once, so that reading them later asks for nothing.
-
-        Returns:
-            Whether any of them was missing.
 
         Raises:
             VideoError: they cannot be had.
@@ -130,14 +127,13 @@ class RangedFile(io.RawIOBase):
         clipped = [(start, min(stop, self._size_bytes)) for start, stop in ranges]
         missing = [gap for start, stop in clipped for gap in self._present.missing(start, stop)]
         if not missing:
-            return False
+            return
         if self._fetch is None:
             message = f"{len(missing)} ranges are missing, and nothing brings them"
             raise OSError(message)
         self._fetch(missing)
         for start, stop in missing:
             self._present.add(start, stop)
-        return True
 
     @contextmanager
     def hollow(self) -> Iterator[None]:

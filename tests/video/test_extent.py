@@ -3,7 +3,8 @@ import struct
 
 import pytest
 
-from indexer.video.extent import cut_short, looks_like_container
+from indexer.video.extent import cut_short, looks_like_container, single_index
+from tests.video.synth import Synth
 
 
 def box(kind, payload=b"", size=None):
@@ -64,3 +65,21 @@ def test_containers_are_known_by_their_first_bytes():
     assert looks_like_container(io.BytesIO(WHOLE["mkv"]))
     assert not looks_like_container(io.BytesIO(WHOLE["avi"]))
     assert not looks_like_container(io.BytesIO(b""))
+
+
+@pytest.mark.parametrize("movflags", ["frag_keyframe", "frag_keyframe+empty_moov"])
+def test_fragments_are_not_described_in_one_place(movflags):
+    source = Synth(options={"g": "20"}, container_options={"movflags": movflags}).encode()
+    assert not single_index(io.BytesIO(source))
+
+
+@pytest.mark.parametrize("movflags", ["", "faststart"])
+def test_one_index_may_describe_everything(movflags):
+    options = {"movflags": movflags} if movflags else {}
+    source = Synth(container_options=options).encode()
+    file = io.BytesIO(source)
+    file.seek(123)
+    assert single_index(file)
+    assert file.tell() == 123
+    assert not single_index(io.BytesIO(source[:-1]))
+    assert not single_index(io.BytesIO(source + b"more"))

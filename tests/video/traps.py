@@ -57,7 +57,7 @@ class Traps:
     @contextlib.contextmanager
     def armed(self) -> Iterator[list[str]]:
         """What is touched within the block; complete at its end."""
-        self._opened(), self._connected()
+        self._touched()
         sprung: list[str] = []
         done = threading.Event()
         bound = threading.Thread(target=self._look_for_socket, args=(done, sprung))
@@ -67,10 +67,13 @@ class Traps:
         finally:
             done.set()
             bound.join()
-            sprung += [*self._opened(), *self._connected()]
+            sprung += self._touched()
+
+    def _touched(self) -> list[str]:
+        """What was, since the last call."""
+        return self._opened() + self._connected()
 
     def _opened(self) -> list[str]:
-        """Names of the files that were opened since the last call."""
         names = []
         with contextlib.suppress(BlockingIOError):
             while events := os.read(self._watch, 2**16):
@@ -82,11 +85,12 @@ class Traps:
         return names
 
     def _connected(self) -> list[str]:
+        connections = []
         with contextlib.suppress(BlockingIOError):
             while True:
                 self._server.accept()[0].close()
-                return ["a connection"]
-        return []
+                connections.append("a connection")
+        return connections
 
     def _look_for_socket(self, done: threading.Event, sprung: list[str]) -> None:
         port = f":{self.datagram_port:04X} "
