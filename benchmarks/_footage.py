@@ -39,7 +39,7 @@ _SCENE_FRAMES: Final = 50
 
 _LEAST_SOURCE_HEIGHT: Final = 360
 _MAKER_VERSION: Final = 3
-_TRUTH_VERSION: Final = 2
+_TRUTH_VERSION: Final = 3
 
 os.environ.setdefault("SVT_LOG", "1")  # else the AV1 encoder writes its settings on stderr
 

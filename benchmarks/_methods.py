@@ -101,11 +101,11 @@ def thumbnail(frame_HWC: Pixels) -> Pixels:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     step = max(side // _LOOKED_AT, 1)
-    cell = max(side // step // _CELLS, 1)
-    cells = min(side // step, _CELLS)
-    square_HWC = frame_HWC[top : top + side : step, left : left + side : step]
-    grid = square_HWC[: cells * cell, : cells * cell].reshape(cells, cell, cells, cell, -1)
-    means_KKC: Pixels = grid.mean((1, 3)).round().astype(np.uint8)
+    square_HWC = frame_HWC[top : top + side : step, left : left + side : step].astype(np.uint32)
+    edges = np.linspace(0, len(square_HWC), _CELLS + 1).astype(np.int64)
+    sums_KKC = np.add.reduceat(np.add.reduceat(square_HWC, edges[:-1], 0), edges[:-1], 1)
+    cells_KK = np.multiply.outer(np.diff(edges), np.diff(edges))
+    means_KKC: Pixels = (sums_KKC / cells_KK[..., None]).round().astype(np.uint8)
     return means_KKC
 
 
