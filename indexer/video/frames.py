@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 
 from indexer.errors import VideoCorrupt, VideoError, VideoNoFrames
 from indexer.video.bitstream import VideoPacket, disposable_test
-from indexer.video.packets import PacketReader, PacketTable
+from indexer.video.packets import PacketReader, PacketTable, with_data
 from indexer.video.plan import Timeline
 from indexer.video.probe import OpenVideo
 
@@ -135,7 +135,7 @@ def ordered_frames(
 
 def every_packet(opened: OpenVideo) -> Iterator[tuple[int, VideoPacket]]:
     """All packets with data of a container at its start, with their ordinals."""
-    return enumerate(p for p in opened.container.demux(opened.stream) if p.size)
+    return enumerate(with_data(opened))
 
 
 class FrameDecoder:

@@ -192,7 +192,7 @@ class PacketReader:
         self._opened = self._resources.enter_context(open_video_stream(self._file, self._decode))
         if isinstance(self._file, RangedFile):
             self._resources.enter_context(self._file.hollow())  # what is needed has been brought
-        self._packets, self._position = _with_data(self._opened), 0
+        self._packets, self._position = with_data(self._opened), 0
         return self._opened
 
     def _seek(self, opened: OpenVideo, ordinal: int) -> None:
@@ -203,7 +203,7 @@ class PacketReader:
         # FFmpeg seeks by presentation time: the middle of what a keyframe begins is surely its own
         target = int(self._table.dts[(ordinal + end) // 2])
         opened.container.seek(target, stream=opened.stream)
-        packets = _with_data(opened)
+        packets = with_data(opened)
         landed = next(packets, None)
         found = -1 if landed is None else self._ordinal_at(landed.pos)
         if landed is None or not 0 <= found <= ordinal:
@@ -245,7 +245,7 @@ class _PacketLog:
         self._is_hidden = hidden_test(stream.codec_context)
 
     def read(self, opened: OpenVideo) -> None:
-        for packet in _with_data(opened):
+        for packet in with_data(opened):
             self._add(packet)
             if self._kept is not None:
                 self._kept.append(packet)
@@ -255,7 +255,7 @@ class _PacketLog:
         """Reads packets whose bytes may be missing; whether that is sure to have worked."""
         self._kept = self._is_hidden = None
         with file.hollow():
-            for packet in _with_data(opened):
+            for packet in with_data(opened):
                 self._add(packet)
         entries = list(opened.stream.index_entries)
         self._keys = bytearray(entry.is_keyframe for entry in entries)
@@ -330,8 +330,14 @@ def _size_bytes(file: Readable) -> int:
     return size_bytes
 
 
-def _with_data(opened: OpenVideo) -> Iterator[VideoPacket]:
-    return (packet for packet in opened.container.demux(opened.stream) if packet.size)
+def with_data(opened: OpenVideo) -> Iterator[VideoPacket]:
+    """The packets from here to the end of the file, but for those that only mark the end."""
+    try:
+        yield from (packet for packet in opened.container.demux(opened.stream) if packet.size)
+    except IndexError:
+        # PyAV marks the end of each stream, and may stumble over streams that FFmpeg met on the
+        # way; by then every packet has been given
+        return
 
 
 def _refuse_encrypted(packet: VideoPacket) -> None:
