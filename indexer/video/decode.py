@@ -27,11 +27,16 @@ from indexer.video.frames import (
     FrameDecoder,
     SampledFrame,
     TimelineRefutedError,
-    every_packet,
     ordered_frames,
     sparse_frames,
 )
-from indexer.video.packets import PacketReader, PacketTable, scan_packets, timeline_of_output
+from indexer.video.packets import (
+    PacketReader,
+    PacketTable,
+    scan_packets,
+    timeline_of_output,
+    with_data,
+)
 from indexer.video.picture import PictureRenderer
 from indexer.video.plan import DecodePlan, PlannedClip, Timeline, plan_clips, units_of
 from indexer.video.probe import OpenVideo, describe, open_video_stream, peculiarities, pixel_aspect
@@ -42,7 +47,8 @@ Unit: TypeAlias = tuple[PlannedClip, ...]
 Allocate: TypeAlias = Callable[[tuple[int, ...]], Pixels]
 
 
-def _new_array(shape: tuple[int, ...]) -> Pixels:
+def new_array(shape: tuple[int, ...]) -> Pixels:
+    """Memory for a unit's frames that belongs to nobody else."""
     return np.empty(shape, np.uint8)
 
 
@@ -52,7 +58,7 @@ def decode_clips(
     *,
     video_id: str,
     skip_units: frozenset[int] = frozenset(),
-    allocate: Allocate = _new_array,
+    allocate: Allocate = new_array,
 ) -> Iterator[DecodedClips | VideoFailure]:
     """Decodes the clips of one video, unit by unit.
 
@@ -151,7 +157,7 @@ class _Video:
         decode = self._plan.decode
         with open_video_stream(self._file, decode) as opened:
             decoder = FrameDecoder(opened.stream.codec_context)
-            pts = [frame.pts for frame in decoder.frames(every_packet(opened))]
+            pts = [frame.pts for frame in decoder.frames(enumerate(with_data(opened)))]
             if not pts:
                 raise decoder.nothing_came()
             timeline, own = timeline_of_output(pts, opened.stream)

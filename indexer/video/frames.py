@@ -115,7 +115,8 @@ def sparse_frames(
                 yield SampledFrame(rank, rank, frame)
         if missing:
             for sampled in _repaired(decoder, reader, table, run, sorted(missing)):
-                missing.discard(sampled.wanted if sampled.rank == sampled.wanted else -1)
+                if sampled.rank == sampled.wanted:
+                    missing.discard(sampled.wanted)
                 yield sampled
         if missing & confirming and not decoder.failed and not decoder.damaged:
             raise TimelineRefutedError
@@ -126,16 +127,11 @@ def ordered_frames(
 ) -> Iterator[SampledFrame]:
     """The frames of some ranks, found by counting what comes out of decoding everything."""
     nearest = _Nearest(timeline, ranks)
-    for rank, frame in enumerate(decoder.frames(every_packet(opened))):
+    for rank, frame in enumerate(decoder.frames(enumerate(with_data(opened)))):
         yield from nearest.offer(rank, frame)
         if not nearest.wants_more:
             return
     yield from nearest.finish()
-
-
-def every_packet(opened: OpenVideo) -> Iterator[tuple[int, VideoPacket]]:
-    """All packets with data of a container at its start, with their ordinals."""
-    return enumerate(with_data(opened))
 
 
 class FrameDecoder:

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +25,11 @@ from typing import Final, Protocol
 
 import av
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from indexer.errors import VideoError, VideoInternal, VideoOverBudget
 from indexer.records import DecodedClips, VideoFailure
-from indexer.video.decode import decode_clips
+from indexer.video.decode import Allocate, Pixels, decode_clips, new_array
 from indexer.video.plan import DecodePlan
 from indexer.video.preprocess import preprocess_frame
 from indexer.video.ranged import Range, RangedFile, Readable
@@ -49,9 +48,6 @@ from indexer.video.sandbox.wire import (
     Surveyed,
 )
 from indexer.video.survey import Survey, survey_video
-
-Pixels = npt.NDArray[np.uint8]
-Allocate = Callable[[tuple[int, ...]], Pixels]
 
 _ERRORS: Final = {error.code: error for error in VideoError.__subclasses__()}
 
@@ -258,13 +254,9 @@ def _warm_up(plan: DecodePlan, decode: DecodeClips) -> None:
         preprocess_frame(np.zeros((side, side, 3), np.uint8), plan.preprocessing)
     on_cpu = replace(plan, decode=plan.decode.model_copy(update={"device": "cpu"}))
     file = io.BytesIO(_small_video())
-    for _ in decode(file, on_cpu, video_id="", skip_units=frozenset(), allocate=_new_array):
+    for _ in decode(file, on_cpu, video_id="", skip_units=frozenset(), allocate=new_array):
         pass  # a failure is of no interest here: the first real video will meet it, and tell
     np.random.RandomState(0)  # a module of its own, which only one sampling mode needs
-
-
-def _new_array(shape: tuple[int, ...]) -> Pixels:
-    return np.empty(shape, np.uint8)
 
 
 def _small_video() -> bytes:
