@@ -1,5 +1,6 @@
 """Small videos made with PyAV, each frame of which shows its own number."""
 
+import io
 import struct
 import tempfile
 from collections.abc import Sequence
@@ -74,3 +75,21 @@ def rotated(source: bytes, matrix: Sequence[int]) -> bytes:
     start = source.index(b"tkhd") + 4 + 40
     patched = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 0x40000000)
     return source[:start] + patched + source[start + 36 :]
+
+
+def repeated(synth: Synth, times: int, path: Path, **container_options: str) -> Path:
+    """Writes an MP4 of the same frames again and again, which are coded once."""
+    with (
+        av.open(io.BytesIO(synth.encode())) as source,
+        av.open(str(path), "w", format="mp4", options=container_options) as container,
+    ):
+        stream = container.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        clock = [(packet.pts, packet.dts) for packet in packets]
+        lap = round(Fraction(synth.frames, synth.fps) / packets[0].time_base)
+        for start in range(0, times * lap, lap):
+            for packet, (pts, dts) in zip(packets, clock, strict=True):
+                packet.pts, packet.dts = pts + start, dts + start
+                packet.stream = stream
+                container.mux(packet)
+    return path

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import av
 import pytest
 
 from indexer.config import Decode, Sampling
@@ -12,7 +11,7 @@ from indexer.records import DecodedClips, Preprocessing
 from indexer.video.fetch import open_video
 from indexer.video.plan import DecodePlan
 from indexer.video.sandbox import Sandbox
-from tests.video.synth import Synth
+from tests.video.synth import Synth, repeated
 
 RECIPE = Preprocessing(224, (224, 224), "bilinear", 1 / 255, (0.45,) * 3, (0.225,) * 3)
 FPS, GOP = 30, 60
@@ -20,30 +19,15 @@ FPS, GOP = 30, 60
 
 def film(path, *, seconds, width, height, noise):
     """Two seconds, coded once, again and again."""
-    path.with_suffix(".part").write_bytes(
-        Synth(
-            frames=GOP,
-            fps=FPS,
-            width=width,
-            height=height,
-            noise=noise,
-            options={"g": str(GOP), "bf": "2", "preset": "ultrafast"},
-        ).encode()
+    synth = Synth(
+        frames=GOP,
+        fps=FPS,
+        width=width,
+        height=height,
+        noise=noise,
+        options={"g": str(GOP), "bf": "2", "preset": "ultrafast"},
     )
-    with (
-        av.open(str(path.with_suffix(".part"))) as source,
-        av.open(str(path), "w", format="mp4") as container,
-    ):
-        stream = container.add_stream_from_template(source.streams.video[0])
-        packets = [packet for packet in source.demux(video=0) if packet.size]
-        times = [(packet.pts, packet.dts) for packet in packets]
-        lap = round(GOP / FPS / packets[0].time_base)
-        for start in range(seconds * FPS // GOP):
-            for packet, (pts, dts) in zip(packets, times, strict=True):
-                packet.pts, packet.dts = pts + start * lap, dts + start * lap
-                packet.stream = stream
-                container.mux(packet)
-    return path
+    return repeated(synth, seconds * FPS // GOP, path)
 
 
 def peak_bytes(path):

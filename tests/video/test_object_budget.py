@@ -2,14 +2,13 @@
 
 import io
 
-import av
 import numpy as np
 import pytest
 
 from indexer.manifest import discover, refs
 from indexer.video.decode import decode_clips
 from indexer.video.fetch import open_video
-from tests.video.synth import Synth
+from tests.video.synth import Synth, repeated
 from tests.video.test_decode import EVERY_FORMAT, plan_of
 
 MINUTES = 10
@@ -23,20 +22,7 @@ def film(path, *, index_in_front):
         frames=GOP, fps=FPS, width=192, height=128, noise=90, options={"g": str(GOP), "bf": "2"}
     )
     options = {"movflags": "faststart"} if index_in_front else {}
-    with (
-        av.open(io.BytesIO(synth.encode())) as source,
-        av.open(str(path), "w", format="mp4", options=options) as container,
-    ):
-        stream = container.add_stream_from_template(source.streams.video[0])
-        packets = [packet for packet in source.demux(video=0) if packet.size]
-        times = [(packet.pts, packet.dts) for packet in packets]
-        lap = round(GOP / FPS / packets[0].time_base)
-        for start in range(MINUTES * 60 * FPS // GOP):
-            for packet, (pts, dts) in zip(packets, times, strict=True):
-                packet.pts, packet.dts = pts + start * lap, dts + start * lap
-                packet.stream = stream
-                container.mux(packet)
-    return path.read_bytes()
+    return repeated(synth, MINUTES * 60 * FPS // GOP, path, **options).read_bytes()
 
 
 @pytest.mark.parametrize(
