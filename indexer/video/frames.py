@@ -5,23 +5,27 @@ from are left out. What comes out is bit for bit what decoding everything would 
 does not come, its neighbourhood is decoded in full, and at last its nearest neighbour is taken.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import av.error
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 
 from indexer.errors import VideoCorrupt, VideoError, VideoNoFrames
-from indexer.video.bitstream import VideoPacket, disposable_test
+from indexer.video.bitstream import PacketTest, VideoPacket, disposable_test
 from indexer.video.packets import PacketReader, PacketTable, with_data
 from indexer.video.plan import Timeline
 from indexer.video.probe import OpenVideo
 
 _MOST_PIXEL_BYTES: Final = 6
 """Of a pixel with 16 bits for each of three colours."""
+
+
+_PREDICTED: Final = frozenset({PictureType.P, PictureType.B, PictureType.S})
 
 
 class TimelineRefutedError(Exception):
@@ -103,12 +107,7 @@ def sparse_frames(
     reader.require([(run.first, run.last) for run in runs])
     for run in runs:
         missing = set(run.ranks)
-        wanted_packets = {int(table.shown[rank]) for rank in run.ranks}
-        for frame in decoder.frames(
-            (ordinal, packet)
-            for ordinal, packet in enumerate(reader.packets(run.first, run.last), run.first)
-            if ordinal in wanted_packets or not (is_disposable and is_disposable(packet))
-        ):
+        for frame in _decoded(decoder, reader, table, run, is_disposable):
             rank = _rank_of(frame, timeline)
             if rank in missing:
                 missing.remove(rank)
@@ -150,12 +149,21 @@ class FrameDecoder:
         self.damaged = set[int | None]()
         self.output = 0
 
-    def frames(self, packets: Iterable[tuple[int, VideoPacket]]) -> Iterator[VideoFrame]:
-        """Every frame of a stretch that begins with a keyframe, in order of presentation."""
-        for ordinal, packet in packets:
-            yield from self._feed(ordinal, packet)
-        yield from self._feed(-1, None)
-        self.context.flush_buffers()
+    def frames(self, packets: Iterable[tuple[int, VideoPacket]]) -> Generator[VideoFrame]:
+        """Every frame of a stretch that begins with a keyframe, in order of presentation.
+
+        Where the last packet codes no picture, FFmpeg repeats the one before, as if the stream
+        ended there; in the whole stream that frame is not to be had, and so it is left out.
+        """
+        latest: VideoFrame | None = None
+        try:
+            for ordinal, packet in packets:
+                for frame in self._feed(ordinal, packet):
+                    latest = frame
+                    yield frame
+            yield from (f for f in self._feed(-1, None) if latest is None or not _same(f, latest))
+        finally:
+            self.context.flush_buffers()
 
     def warnings(self) -> tuple[str, ...]:
         """What went wrong so far, in words."""
@@ -233,6 +241,67 @@ class _Nearest:
         return SampledFrame(wanted, rank, frame)
 
 
+def _decoded(
+    decoder: FrameDecoder,
+    reader: PacketReader,
+    table: PacketTable,
+    run: Run,
+    is_disposable: PacketTest | None = None,
+) -> Iterator[VideoFrame]:
+    """The frames of a run from its keyframe's on, less those that neither it nor they need.
+
+    Some files call every packet a keyframe. A decoder that begins at one which is none gives no
+    frame for it, or says that it predicted it, from frames that it never had. Then decoding begins
+    further and further back.
+    """
+    wanted = {int(table.shown[rank]) for rank in run.ranks}
+    wanted_pts = {int(table.pts[packet]) for packet in wanted}
+    first, step = run.first, 1
+    while True:
+        frames = decoder.frames(
+            (ordinal, packet)
+            for ordinal, packet in enumerate(reader.packets(first, run.last), first)
+            if is_disposable is None or ordinal in wanted or not is_disposable(packet)
+        )
+        with closing(frames):
+            start_pts = int(table.pts[first]) if first else None
+            is_all = yield from _sound(frames, start_pts, wanted_pts)
+        if is_all or first in decoder.failed:
+            return
+        key = int(np.searchsorted(table.keyframes, first))
+        first, step = int(table.keyframes[max(key - step, 0)]), 2 * step
+
+
+def _sound(
+    frames: Iterator[VideoFrame], start_pts: int | None, wanted_pts: Iterable[int]
+) -> Generator[VideoFrame, None, bool]:
+    """The frames from a true keyframe on, up to a wanted one that comes before any such.
+
+    Args:
+        frames: of a stretch of packets, in order of presentation.
+        start_pts: of the packet that it begins with; None for the start of the stream.
+        wanted_pts: of the wanted frames.
+
+    Returns:
+        Whether an earlier start would give no more of the wanted frames.
+    """
+    missing = set(wanted_pts)
+    is_started, is_sound = start_pts is None, True
+    for frame in frames:
+        if start_pts is not None and frame.pts is not None:
+            if frame.pts < start_pts:
+                continue  # predicted from frames before the keyframe
+            if frame.pts == start_pts:
+                is_started, is_sound = True, frame.pict_type not in _PREDICTED
+        is_sound = is_sound or frame.key_frame
+        if is_sound:
+            missing.discard(frame.pts)
+            yield frame
+        elif frame.pts in missing:
+            return False
+    return is_started or not missing
+
+
 def _repaired(
     decoder: FrameDecoder,
     reader: PacketReader,
@@ -248,7 +317,7 @@ def _repaired(
     following = int(np.searchsorted(keys, last_wanted, "right"))
     last = int(keys[following]) if following < len(keys) else len(table) - 1
     nearest = _Nearest(timeline, missing)
-    for frame in decoder.frames(enumerate(reader.packets(first, last), first)):
+    for frame in _decoded(decoder, reader, table, Run(first, last, tuple(missing))):
         if (rank := _rank_of(frame, timeline)) is not None:
             yield from nearest.offer(rank, frame)
     yield from nearest.finish()
@@ -264,6 +333,11 @@ def _keyframe_before(table: PacketTable, packet: int) -> int:
     while index > 0 and pts[keys[index]] > pts[packet]:
         index -= 1
     return int(keys[index]) if index >= 0 else 0
+
+
+def _same(frame: VideoFrame, other: VideoFrame) -> bool:
+    """Whether two frames are one picture in memory."""
+    return [plane.buffer_ptr for plane in frame.planes] == [p.buffer_ptr for p in other.planes]
 
 
 def _rank_of(frame: VideoFrame, timeline: Timeline) -> int | None:

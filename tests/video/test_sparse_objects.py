@@ -119,6 +119,16 @@ def test_an_index_that_a_fragment_follows_is_not_all_there_is():
     assert_same(units, decoded(source, segment_clips=8))
 
 
+def test_an_index_that_calls_every_packet_a_keyframe_is_seen_through():
+    options = {"g": "40", "bf": "0"}
+    source = Synth(**NOISY, codec="mpeg4", options=options).encode()
+    without_table = source.replace(b"stss", b"free")
+    assert without_table != source
+    store, units = sparse(without_table, mode="uniform")
+    assert_same(units, decoded(source, mode="uniform"))
+    assert not store.file.complete
+
+
 def test_a_survey_takes_the_index_and_the_first_clip():
     source = encoded("index at the end")
     store = Store(source, [(0, AHEAD_BYTES)])
