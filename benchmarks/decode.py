@@ -29,7 +29,7 @@ from benchmarks._report import Results, Row, bars, problems, tables, write_json
 from benchmarks._server import Outcome, Server
 from indexer.config import Decode, Sampling
 from indexer.records import Preprocessing
-from indexer.video.plan import DecodePlan, plan_clips, units_of
+from indexer.video.plan import DecodePlan, units_of
 
 CLIP_FRAMES: Final = 8
 STRIDES: Final = {"a": 1, "b": 32, "c32": 32, "c4": 4}
@@ -83,13 +83,7 @@ def task_of(video: Video, truth: Truth, scenario: str) -> Task:
     )
     decode = Decode(formats=(*Decode().formats, "avi", "mpeg"))
     plan = DecodePlan(sampling, CLIP_FRAMES, STRIDES[scenario], RECIPE, decode)
-    clips = plan_clips(
-        truth.timeline,
-        sampling,
-        num_frames=CLIP_FRAMES,
-        frame_rate_divisor=STRIDES[scenario],
-        video_id="benchmark",
-    )
+    clips = plan.clips_of(truth.timeline, video_id="benchmark")
     units = units_of(clips, sampling.segment_clips)
     kept = units[:1] if scenario == "b" else units
     ranks = tuple(rank for unit in kept for clip in unit for rank in clip.frame_ranks)

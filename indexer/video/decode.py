@@ -38,7 +38,7 @@ from indexer.video.packets import (
     with_data,
 )
 from indexer.video.picture import PictureRenderer
-from indexer.video.plan import DecodePlan, PlannedClip, Timeline, plan_clips, units_of
+from indexer.video.plan import DecodePlan, PlannedClip, Timeline, units_of
 from indexer.video.probe import OpenVideo, describe, open_video_stream, peculiarities, pixel_aspect
 from indexer.video.ranged import Readable
 
@@ -174,13 +174,7 @@ class _Video:
             yield from self._collect(opened, decoder, timeline, frames, tuple(warnings))
 
     def _plan_units(self, timeline: Timeline) -> None:
-        clips = plan_clips(
-            timeline,
-            self._plan.sampling,
-            num_frames=self._plan.num_frames,
-            frame_rate_divisor=self._plan.frame_rate_divisor,
-            video_id=self._video_id,
-        )
+        clips = self._plan.clips_of(timeline, self._video_id)
         self._units = units_of(clips, self._plan.sampling.segment_clips)
         unit_indices = range(len(self._units))
         self._owed = deque(unit for unit in unit_indices if unit not in self._skip_units)
@@ -295,7 +289,9 @@ class _Pictures:
             raise VideoCorrupt(message)
         chosen = {rank: self._pictures[rank] for rank in had}
         for rank in ranks - chosen.keys():
-            nearest = self._pictures[min(had, key=lambda other: abs(other - rank))]
+            nearest = min(
+                (self._pictures[r] for r in had), key=lambda p: (abs(p.rank - rank), p.rank)
+            )
             chosen[rank] = replace(nearest, exact=False)
         return chosen
 

@@ -107,8 +107,9 @@ def sparse_frames(
     reader.require([(run.first, run.last) for run in runs])
     for run in runs:
         missing = set(run.ranks)
+        rank_at = {int(timeline.pts[rank]): rank for rank in run.ranks}
         for frame in _decoded(decoder, reader, table, run, is_disposable):
-            rank = _rank_of(frame, timeline)
+            rank = None if frame.pts is None else rank_at.get(frame.pts)
             if rank in missing:
                 missing.remove(rank)
                 yield SampledFrame(rank, rank, frame)

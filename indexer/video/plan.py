@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -106,6 +106,16 @@ class DecodePlan:
     preprocessing: Preprocessing
     decode: Decode
 
+    def clips_of(self, timeline: Timeline, video_id: str) -> list[PlannedClip]:
+        """The clips of a video: see `plan_clips`."""
+        return plan_clips(
+            timeline,
+            self.sampling,
+            num_frames=self.num_frames,
+            frame_rate_divisor=self.frame_rate_divisor,
+            video_id=video_id,
+        )
+
 
 def plan_clips(
     timeline: Timeline,
@@ -167,19 +177,18 @@ def _windows(
     hop = window if sampling.hop_seconds is None else Fraction(str(sampling.hop_seconds))
     least = Fraction(str(sampling.min_seconds))
     duration = timeline.duration
+    last = max(math.ceil((duration - window) / hop), 0)
+    remainder = duration - last * hop
+    if last and (remainder <= 0 or remainder < min(window, least)):
+        last -= 1
+    if last >= MAX_CLIPS:
+        message = f"the video would have more than {MAX_CLIPS} clips; raise hop_seconds"
+        raise VideoOverBudget(message)
     nearest = _NearestFrame(timeline)
-    for index in count():
+    for index in range(last + 1):
         start = index * hop
-        partial = start + window > duration
-        if index and (start >= duration or (partial and duration - start < least)):
-            return
-        if index == MAX_CLIPS:
-            message = f"the video would have more than {MAX_CLIPS} clips; raise hop_seconds"
-            raise VideoOverBudget(message)
         ranks = tuple(nearest(start + i * step) for i in range(num_frames))
         yield PlannedClip(index, start, min(start + window, duration), ranks)
-        if start + window >= duration:
-            return
 
 
 class _NearestFrame:

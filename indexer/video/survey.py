@@ -6,7 +6,7 @@ from typing import Final
 
 from indexer.video.frames import FrameDecoder, TimelineRefutedError, sparse_frames
 from indexer.video.packets import PacketReader, scan_packets
-from indexer.video.plan import DecodePlan, plan_clips, units_of
+from indexer.video.plan import DecodePlan, units_of
 from indexer.video.probe import open_video_stream
 from indexer.video.ranged import Readable
 
@@ -49,13 +49,7 @@ def survey_video(file: Readable, plan: DecodePlan, *, video_id: str) -> Survey:
         table = scan_packets(file, opened, plan.decode)
         if table.timeline is None:
             return _UNKNOWN
-        clips = plan_clips(
-            table.timeline,
-            plan.sampling,
-            num_frames=plan.num_frames,
-            frame_rate_divisor=plan.frame_rate_divisor,
-            video_id=video_id,
-        )
+        clips = plan.clips_of(table.timeline, video_id)
         first_clip = frozenset(clips[0].frame_ranks)
         decoder = FrameDecoder(opened.stream.codec_context)
         with PacketReader(file, table, plan.decode) as reader:

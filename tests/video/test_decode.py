@@ -411,7 +411,9 @@ class TestPromisesThatPacketsBreak:
 
     SYNTH = Synth(frames=64, codec="mpeg4", options={"g": "12"})
 
-    @pytest.mark.parametrize(("mode", "packets"), [("windows", (4, 9)), ("uniform", (8, 24))])
+    @pytest.mark.parametrize(
+        ("mode", "packets"), [("windows", (4, 9)), ("uniform", (8, 24)), ("uniform", (8, 9))]
+    )
     def test_the_frames_that_come_are_counted_instead(self, mode, packets):
         source = not_coded(self.SYNTH, packets=packets)
         units = decoded(source, mode=mode)

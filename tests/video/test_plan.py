@@ -209,8 +209,34 @@ class TestWindows:
 
     def test_a_lying_clock_is_refused_before_it_costs_memory(self, monkeypatch):
         monkeypatch.setattr(plan, "MAX_CLIPS", 50)
+        monkeypatch.setattr(plan, "_NearestFrame", lambda _: pytest.fail("a clip was planned"))
         with pytest.raises(VideoOverBudget, match="hop_seconds"):
             planned(clock([0, 2**40], "1/1"))
+
+    @given(
+        ticks=st.integers(1, 4000),
+        window=st.integers(1, 400),
+        hop=st.integers(1, 500),
+        least=st.integers(0, 500),
+    )
+    def test_windows_are_those_that_begin_in_time_and_are_long_enough(
+        self, ticks, window, hop, least
+    ):
+        clips = planned(
+            clock([0], "1/100", last=ticks),
+            num_frames=1,
+            divisor=window,
+            target_fps=100.0,
+            hop_seconds=hop / 100,
+            min_seconds=least / 100,
+        )
+        starts = [0]
+        while starts[-1] + window < ticks:
+            starts.append(starts[-1] + hop)
+        left = ticks - starts[-1]
+        if starts[-1] and (left <= 0 or (left < window and left < least)):
+            starts.pop()
+        assert [clip.start * 100 for clip in clips] == starts
 
 
 class TestPublishedRules:
