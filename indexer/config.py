@@ -48,7 +48,10 @@ class Sampling(Section):
             default the checkpoint's own (32 where it does not say).
         hop_seconds: from one window's start to the next; by default the length of a window.
         min_seconds: a last, partial window is kept if it has at least this many seconds.
-        views: temporal clips of a video in `kinetics` mode.
+        views: stretches of a video, in `kinetics` mode, whose scores are fused into one.
+        crops: 3 scores both ends and the middle of a frame's longer side, and fuses them.
+        fusion: of views and crops: `probabilities` averages them (the TimeSformer paper), `logits`
+            averages what is before the softmax (its code sums them, which ranks labels alike).
         seed: of `random` mode, mixed with the video's id.
         segment_clips: a long video is cut into units of at most this many clips.
     """
@@ -59,6 +62,8 @@ class Sampling(Section):
     hop_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
     min_seconds: Annotated[float, Field(ge=0, le=86_400)] = 2.0
     views: Annotated[int, Field(ge=1, le=100)] = 1
+    crops: Literal[1, 3] = 1
+    fusion: Literal["probabilities", "logits"] = "probabilities"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     segment_clips: Annotated[int, Field(ge=1, le=4096)] = 32
 

@@ -86,7 +86,8 @@ class DecodedClips:
         units: number of units of the video.
         info: facts of the whole video.
         spans: one per clip, in order.
-        frames_NTHWC: uint8 RGB frames at the model's input size, one row per span.
+        frames_NTHWC: uint8 RGB frames at the model's input size: of each span one view, or as many
+            as its scores are fused from.
     """
 
     unit_index: int
@@ -100,8 +101,8 @@ class DecodedClips:
             found = f"{self.frames_NTHWC.dtype} {self.frames_NTHWC.shape}"
             message = f"frames must be uint8 NTHWC, not {found}"
             raise ValueError(message)
-        if len(self.spans) != len(self.frames_NTHWC):
-            message = f"{len(self.spans)} spans for {len(self.frames_NTHWC)} clips"
+        if not self.spans or len(self.frames_NTHWC) % len(self.spans):
+            message = f"{len(self.spans)} spans for {len(self.frames_NTHWC)} views"
             raise ValueError(message)
 
 

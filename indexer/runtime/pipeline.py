@@ -341,6 +341,7 @@ def _model_arguments(plan: JobPlan, pools: Pools) -> dict[str, object]:
         "dtype": "float32" if dtype == "auto" else dtype,
         "batch_size": pools.batch_size,
         "threads": pools.model_threads,
+        "fusion": plan.config.sampling.fusion,
     }
 
 

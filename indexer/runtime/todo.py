@@ -101,6 +101,7 @@ def plan_job(config: IndexConfig) -> JobPlan:
     check_scheme(config.index, config.schemes)
     paths = IndexPaths(config.index)
     checkpoint = resolve(config.model.id, config.model.revision, schemes=config.schemes)
+    _check_crops(config, checkpoint)
     fingerprint = config.fingerprint(
         checkpoint.facts() | {"frame_rate_divisor": frame_rate_divisor(config, checkpoint)}
     )
@@ -127,6 +128,15 @@ def plan_job(config: IndexConfig) -> JobPlan:
         todo=comparison.todo,
         changed=comparison.changed,
     )
+
+
+def _check_crops(config: IndexConfig, checkpoint: Checkpoint) -> None:
+    if config.sampling.crops > 1 and checkpoint.preprocessing.crop is None:
+        message = (
+            f"sampling.crops = {config.sampling.crops}: the preprocessor of {checkpoint.id}"
+            " squeezes the whole frame, so there is nothing to crop; use sampling.crops = 1"
+        )
+        raise ConfigError(message)
 
 
 def _check_retry(retry: str | None) -> None:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Literal
 
 import pyarrow as pa
 
@@ -50,7 +51,14 @@ class ScoreUnits:
     """GPU or CPU actor: `DECODED_SCHEMA` rows in, `SCORED_SCHEMA` rows out."""
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: str, dtype: str, batch_size: int, threads: int
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str,
+        dtype: str,
+        batch_size: int,
+        threads: int,
+        fusion: Literal["probabilities", "logits"],
     ) -> None:
         import torch
 
@@ -58,7 +66,7 @@ class ScoreUnits:
         from indexer.runtime.scoring import score_units
 
         torch.set_num_threads(threads)
-        self._score_units = score_units
+        self._score_units, self._fusion = score_units, fusion
         self._fault: ModelError | None = None
         try:
             self._classifier = Classifier(
@@ -71,7 +79,7 @@ class ScoreUnits:
         """Scores the clips of a block."""
         if self._fault is not None:
             raise self._fault
-        return self._score_units(decoded, self._classifier)
+        return self._score_units(decoded, self._classifier, self._fusion)
 
 
 class WriteUnits:

@@ -199,7 +199,7 @@ class _Video:
         warnings += peculiarities(opened, first.frame, self._plan.decode)
         info = describe(opened.stream, timeline, first.frame, warnings)
         renderer = _renderer(opened, self._plan)
-        pictures = _Pictures(timeline)
+        pictures = _Pictures(timeline, self._plan.num_frames)
         for sampled in chain((first,), frames):
             pictures.add(sampled, renderer)
             while self._owed and pictures.has_all_of(self._units[self._owed[0]]):
@@ -225,7 +225,8 @@ class _Video:
 
 def _renderer(opened: OpenVideo, plan: DecodePlan) -> PictureRenderer:
     aspect = pixel_aspect(opened.stream) if plan.decode.square_pixels else Fraction(1)
-    return PictureRenderer(plan.preprocessing, plan.decode.resize, aspect)
+    crops = plan.sampling.crops
+    return PictureRenderer(plan.preprocessing, plan.decode.resize, aspect, crops)
 
 
 def _with_warnings(info: VideoInfo, decoder: FrameDecoder) -> VideoInfo:
@@ -236,7 +237,7 @@ def _with_warnings(info: VideoInfo, decoder: FrameDecoder) -> VideoInfo:
 class _Picture:
     """A frame at the model's size; `rank` is the one that was used, not the one asked for."""
 
-    pixels_HWC: Pixels
+    crops_PHWC: Pixels
     rank: int
     exact: bool
 
@@ -244,8 +245,9 @@ class _Picture:
 class _Pictures:
     """The rendered frames of the units that are not yet complete, by the rank asked for."""
 
-    def __init__(self, timeline: Timeline) -> None:
+    def __init__(self, timeline: Timeline, num_frames: int) -> None:
         self._timeline = timeline
+        self._num_frames = num_frames
         self._pictures: dict[int, _Picture] = {}
         self._latest: tuple[int, Pixels] | None = None
 
@@ -260,20 +262,28 @@ class _Pictures:
         )
 
     def take(self, unit: Unit, allocate: Allocate) -> tuple[tuple[ClipSpan, ...], Pixels]:
-        """The spans of a unit and uint8[N, T, H, W, C].
+        """The spans of a unit and uint8[N, T, H, W, C]: of each clip all views, of each all crops.
 
         Raises:
             VideoCorrupt: most of its frames are missing, or they differ in size.
         """
         chosen = self._choose({rank for clip in unit for rank in clip.frame_ranks})
-        shapes = {picture.pixels_HWC.shape for picture in chosen.values()}
+        shapes = {picture.crops_PHWC.shape for picture in chosen.values()}
         if len(shapes) > 1:
             message = "the shape of the picture changes; a recipe without crop cannot take it"
             raise VideoCorrupt(message)
-        frames_NTHWC = allocate((len(unit), len(unit[0].frame_ranks), *shapes.pop()))
-        for clip, clip_THWC in zip(unit, frames_NTHWC, strict=True):
-            for rank, frame_HWC in zip(clip.frame_ranks, clip_THWC, strict=True):
-                frame_HWC[:] = chosen[rank].pixels_HWC
+        frames = self._num_frames
+        views = [
+            clip.frame_ranks[first : first + frames]
+            for clip in unit
+            for first in range(0, len(clip.frame_ranks), frames)
+        ]
+        crops, *shape_HWC = shapes.pop()
+        frames_NTHWC = allocate((len(views) * crops, frames, *shape_HWC))
+        for view, ranks in enumerate(views):
+            of_crops_PTHWC = frames_NTHWC[view * crops : (view + 1) * crops]
+            for position, rank in enumerate(ranks):
+                of_crops_PTHWC[:, position] = chosen[rank].crops_PHWC
         return tuple(self._span(clip, chosen) for clip in unit), frames_NTHWC
 
     def forget_before(self, rank: int) -> None:

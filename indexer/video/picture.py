@@ -1,8 +1,9 @@
 """From a decoded frame to the model's pixels: colour, orientation, size.
 
-Axes: H height, W width, C colour (RGB).
+Axes: P crops of one frame, H height, W width, C colour (RGB).
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Final, Literal
 
@@ -12,7 +13,7 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from indexer.records import Preprocessing
-from indexer.video.preprocess import Frame, centre_crop, preprocess_frame, resized_size
+from indexer.video.preprocess import Frame, cut_crops, preprocess_crops, resized_size
 from indexer.video.probe import clockwise_rotation
 
 _ACCURATE: Final = (
@@ -28,6 +29,7 @@ class PictureRenderer:
         resize: `exact` converts the whole frame to RGB as `frame.to_ndarray(format="rgb24")` does
             and resizes it as the Hugging Face processor does; `fast` lets FFmpeg do both in one.
         pixel_aspect: width of a stored pixel by its height; 1 leaves frames as they are stored.
+        crops: of each frame, 1 or 3.
     """
 
     def __init__(
@@ -35,21 +37,23 @@ class PictureRenderer:
         recipe: Preprocessing,
         resize: Literal["exact", "fast"],
         pixel_aspect: Fraction = Fraction(1),
+        crops: int = 1,
     ) -> None:
         self._recipe = recipe
         self._is_fast = resize == "fast"
         self._pixel_aspect = pixel_aspect
+        self._crops = crops
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: VideoFrame) -> Frame:
-        """The model's view of a frame: uint8 RGB HWC, turned for display, in memory of its own."""
+        """The model's views of a frame: uint8 RGB PHWC, upright, in memory of its own."""
         rotation = clockwise_rotation(frame)
         return self._fast(frame, rotation) if self._is_fast else self._exact(frame, rotation)
 
     def _exact(self, frame: VideoFrame, rotation: int) -> Frame:
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         aspect = self._pixel_aspect if rotation % 180 == 0 else 1 / self._pixel_aspect
-        return preprocess_frame(_upright(rgb, rotation), self._recipe, aspect)
+        return preprocess_crops(_upright(rgb, rotation), self._recipe, aspect, self._crops)
 
     def _fast(self, frame: VideoFrame, rotation: int) -> Frame:
         width = max(round(frame.width * self._pixel_aspect), 1)
@@ -62,20 +66,17 @@ class PictureRenderer:
             frame, width, height, "gbrp", interpolation=_ACCURATE, threads=1
         )
         green, blue, red = (self._finished(plane, rotation) for plane in rgb.planes)
-        frame_HWC = np.empty((*red.shape[:2], 3), np.uint8)
-        for colour, plane_HW1 in enumerate((red, green, blue)):
-            frame_HWC[:, :, colour] = plane_HW1[:, :, 0]
-        return frame_HWC
+        views_PHWC = np.empty((len(red), *red[0].shape[:2], 3), np.uint8)
+        for colour, planes in enumerate((red, green, blue)):
+            for view_HWC, plane_HW1 in zip(views_PHWC, planes, strict=True):
+                view_HWC[:, :, colour] = plane_HW1[:, :, 0]
+        return views_PHWC
 
-    def _finished(self, plane: VideoPlane, rotation: int) -> Frame:
-        """One colour of a resized frame, upright and cropped: uint8 HW1."""
+    def _finished(self, plane: VideoPlane, rotation: int) -> Sequence[Frame]:
+        """One colour of a resized frame, upright and cropped: uint8 HW1 of each crop."""
         stored_HW = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1)
         upright_HW1 = np.rot90(stored_HW[:, : plane.width], -rotation // 90)[:, :, np.newaxis]
-        return (
-            upright_HW1
-            if self._recipe.crop is None
-            else centre_crop(upright_HW1, self._recipe.crop)
-        )
+        return cut_crops(upright_HW1, self._recipe.crop, self._crops)
 
 
 def _upright(rgb: VideoFrame, rotation: int) -> Frame:

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Final
 
 import numpy as np
@@ -79,7 +79,7 @@ class PlannedClip:
         clip_index: ordinal of the clip within the video, from 0.
         start: of its span, in seconds.
         end: of its span, in seconds, exclusive.
-        frame_ranks: the frames, in the clip's order; never decreasing.
+        frame_ranks: the frames, view by view, never decreasing within one.
     """
 
     clip_index: int
@@ -105,6 +105,11 @@ class DecodePlan:
     frame_rate_divisor: int
     preprocessing: Preprocessing
     decode: Decode
+
+    @property
+    def views(self) -> int:
+        """Looks at one clip, whose scores are fused: stretches of the video times crops."""
+        return self.sampling.views * self.sampling.crops
 
     def clips_of(self, timeline: Timeline, video_id: str) -> list[PlannedClip]:
         """The clips of a video: see `plan_clips`."""
@@ -156,7 +161,7 @@ def plan_clips(
                 _kinetics_ranks(len(timeline), num_frames, clip_frames, view, sampling.views)
                 for view in range(sampling.views)
             )
-            return [_spanning(timeline, view, ranks) for view, ranks in enumerate(views)]
+            return [_spanning(timeline, 0, tuple(chain.from_iterable(views)))]
         case "random":
             seed = (sampling.seed + zlib.crc32(video_id.encode())) % 2**32
             ranks = _random_ranks(len(timeline), num_frames, frame_rate_divisor, seed)

@@ -4,10 +4,11 @@ The pixels equal those of `VideoMAEImageProcessor` and `TimesformerVideoProcesso
 `tests/goldens/make_preprocess.py` makes the arrays that prove it. Rescaling and normalisation are
 left to the model.
 
-Axes: H height, W width, C colour (RGB), N = 1.
+Axes: P crops of one frame, H height, W width, C colour (RGB), N = 1.
 """
 
 import platform
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -19,25 +20,30 @@ from indexer.records import Preprocessing
 Frame = npt.NDArray[np.uint8]
 
 
-def preprocess_frame(
-    frame_HWC: Frame, recipe: Preprocessing, pixel_aspect: Fraction = Fraction(1)
+def preprocess_frame(frame_HWC: Frame, recipe: Preprocessing) -> Frame:
+    """Resizes and crops one frame as the processors do: see `preprocess_crops`."""
+    only_HWC: Frame = preprocess_crops(frame_HWC, recipe)[0]
+    return only_HWC
+
+
+def preprocess_crops(
+    frame_HWC: Frame, recipe: Preprocessing, pixel_aspect: Fraction = Fraction(1), crops: int = 1
 ) -> Frame:
-    """Resizes and crops one frame.
+    """Resizes one frame, and cuts one or three crops out of it.
 
     Args:
         frame_HWC: uint8 RGB, of any size and strides.
         recipe: the checkpoint's own.
         pixel_aspect: width of a pixel by its height; the processors take every pixel for square.
+        crops: 1 or 3; see `cut_crops`.
 
     Returns:
-        uint8 RGB of `recipe.crop or resized_size(recipe, H, W)`, contiguous, sharing no memory
-        with the input.
+        uint8 RGB PHWC, where HW is `recipe.crop or resized_size(recipe, H, W)`, contiguous, sharing
+        no memory with the input.
     """
     height, width = frame_HWC.shape[0], max(round(frame_HWC.shape[1] * pixel_aspect), 1)
     resized_HWC = _resize(frame_HWC, resized_size(recipe, height, width), recipe.interpolation)
-    if recipe.crop is not None:
-        resized_HWC = centre_crop(resized_HWC, recipe.crop)
-    return np.array(resized_HWC, order="C")
+    return np.array(cut_crops(resized_HWC, recipe.crop, crops), order="C")
 
 
 def resized_size(recipe: Preprocessing, height: int, width: int) -> tuple[int, int]:
@@ -79,11 +85,28 @@ def _has_uint8_kernel(interpolation: str) -> bool:
     return vector or platform.machine() in {"aarch64", "arm64"}
 
 
-def centre_crop(frame_HWC: Frame, crop: tuple[int, int]) -> Frame:
-    """Cuts (height, width) from the middle; a smaller frame is first padded with black."""
+def cut_crops(frame_HWC: Frame, crop: tuple[int, int] | None, crops: int) -> Sequence[Frame]:
+    """Cuts one crop, or three, out of a resized frame; a smaller frame is first padded with black.
+
+    One is cut from the middle, as the processors do. Three are those of the TimeSformer code's
+    test protocol: both ends and the middle of the longer side.
+
+    Args:
+        frame_HWC: the resized frame.
+        crop: (height, width) of a crop; None gives the whole frame.
+        crops: 1 or 3; 3 need a size.
+    """
+    if crop is None:
+        return (frame_HWC,)
     excess = [max(wanted - have, 0) for wanted, have in zip(crop, frame_HWC.shape, strict=False)]
     if any(excess):
         around = [(missing // 2, missing - missing // 2) for missing in excess]
         frame_HWC = np.pad(frame_HWC, [*around, (0, 0)])
-    top, left = ((have - cut) // 2 for have, cut in zip(frame_HWC.shape, crop, strict=False))
-    return frame_HWC[top : top + crop[0], left : left + crop[1]]
+    down, right = (have - cut for have, cut in zip(frame_HWC.shape, crop, strict=False))
+    if crops == 1:
+        corners = [(down // 2, right // 2)]
+    elif down > right:
+        corners = [(top, right // 2) for top in (0, (down + 1) // 2, down)]
+    else:
+        corners = [(down // 2, left) for left in (0, (right + 1) // 2, right)]
+    return [frame_HWC[top : top + crop[0], left : left + crop[1]] for top, left in corners]

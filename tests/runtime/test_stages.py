@@ -10,6 +10,7 @@ from indexer.config import Decode, Sampling
 from indexer.manifest import discover
 from indexer.metrics import Counts
 from indexer.model.classify import Classifier
+from indexer.model.fusion import fuse_views
 from indexer.model.weights import resolve
 from indexer.records import ClipScores, ClipSpan, DecodedClips, VideoFailure, VideoInfo, VideoRef
 from indexer.runtime import blocks
@@ -140,7 +141,7 @@ def test_every_unit_gets_its_own_scores_whatever_the_batches(checkpoint):
     first, frames_1 = decoded(2, seed=1)
     second, frames_2 = decoded(5, seed=2, video=2)
     failed = row_of(VideoFailure("corrupt", "why"), video=3)
-    scored = score_units(pa.concat_tables([first, failed, second]), classifier)
+    scored = score_units(pa.concat_tables([first, failed, second]), classifier, "logits")
     one, none, two = blocks.outcomes(scored)
     for outcome, frames in ((one, frames_1), (two, frames_2)):
         alone = classifier.classify(frames)
@@ -152,9 +153,27 @@ def test_every_unit_gets_its_own_scores_whatever_the_batches(checkpoint):
     assert seconds[2] == pytest.approx(2.5 * seconds[0])
 
 
+@pytest.mark.parametrize("fusion", ["probabilities", "logits"])
+def test_views_of_a_clip_are_fused_unit_by_unit(checkpoint, fusion):
+    classifier = Classifier(checkpoint)
+    frames = np.random.default_rng(0).integers(0, 256, (3 * 3, 4, 32, 32, 3), dtype=np.uint8)
+    spans = tuple(ClipSpan(i, float(i), i + 1.0, (float(i),) * 4) for i in range(3))
+    rows = [
+        row_of(DecodedClips(0, 1, INFO, spans[:1], frames[:3]), video=1),
+        row_of(VideoFailure("corrupt", "why"), video=2),
+        row_of(DecodedClips(0, 1, INFO, spans[1:], frames[3:]), video=3),
+    ]
+    one, _, two = blocks.outcomes(score_units(pa.concat_tables(rows), classifier, fusion))
+    expected = fuse_views(classifier.classify(frames), 3, fusion)
+    found = np.concatenate([one.scores.logits_NK, two.scores.logits_NK])
+    np.testing.assert_allclose(found, expected.logits_NK, atol=1e-5)
+    found = np.concatenate([one.scores.embeddings_ND, two.scores.embeddings_ND])
+    np.testing.assert_allclose(found, expected.embeddings_ND, atol=1e-5)
+
+
 def test_a_block_of_failures_needs_no_model(checkpoint):
     failed = row_of(VideoFailure("corrupt", "why"))
-    scored = score_units(failed, Classifier(checkpoint))
+    scored = score_units(failed, Classifier(checkpoint), "logits")
     assert [o.failure.code for o in blocks.outcomes(scored)] == ["corrupt"]
 
 

@@ -16,7 +16,7 @@ from indexer.video import decode as decode_module
 from indexer.video import packets as packets_module
 from indexer.video.decode import decode_clips
 from indexer.video.plan import DecodePlan
-from indexer.video.preprocess import preprocess_frame
+from indexer.video.preprocess import preprocess_crops, preprocess_frame
 from tests.video.synth import Synth, rotated
 
 FOLDER = Path(__file__).resolve().parents[2] / "../shared/videos"
@@ -404,6 +404,33 @@ class TestDamage:
     def test_a_picture_that_changes_shape_fails_without_crop(self):
         recipe = Preprocessing(32, None, "bilinear", 1 / 255, (0.45,) * 3, (0.225,) * 3)
         assert outcome(two_shapes(), recipe=recipe, mode="uniform").code == "corrupt"
+
+
+class TestViewsOfOneClip:
+    """Several stretches and crops of a video make one clip, whose scores are fused."""
+
+    SOURCE = Synth(frames=60, width=96, height=48).encode()
+
+    @pytest.mark.parametrize("segment_clips", [1, 32])
+    def test_all_crops_of_a_view_lie_side_by_side_and_all_views_of_a_clip(self, segment_clips):
+        (unit,) = decoded(
+            self.SOURCE, mode="kinetics", views=2, crops=3, segment_clips=segment_clips
+        )
+        (span,) = unit.spans
+        assert unit.frames_NTHWC.shape == (2 * 3, 4, 32, 32, 3)
+        assert len(span.frame_pts_seconds) == 2 * 4
+        frames = plain_loop(self.SOURCE, [unit])
+        expected_VTPHWC = np.array(
+            [preprocess_crops(frames[at], RECIPE, crops=3) for at in span.frame_pts_seconds]
+        ).reshape(2, 4, 3, 32, 32, 3)
+        expected_NTHWC = expected_VTPHWC.transpose(0, 2, 1, 3, 4, 5).reshape(6, 4, 32, 32, 3)
+        np.testing.assert_array_equal(unit.frames_NTHWC, expected_NTHWC)
+
+    def test_crops_need_no_views(self):
+        units = decoded(self.SOURCE, crops=3, segment_clips=2)
+        assert len(units) > 1
+        for unit in units:
+            assert len(unit.frames_NTHWC) == 3 * len(unit.spans)
 
 
 class TestPromisesThatPacketsBreak:

@@ -38,12 +38,13 @@ def source_of(turn="upright", **synth):
 @pytest.mark.parametrize("turn", TURNS)
 def test_fast_is_near_exact_whatever_the_shape(turn, recipe, aspect):
     frame = first_frame(source_of(turn))
-    exact_HWC = PictureRenderer(recipe, "exact", aspect)(frame)
-    fast_HWC = PictureRenderer(recipe, "fast", aspect)(frame)
-    assert exact_HWC.shape == fast_HWC.shape
-    assert np.abs(exact_HWC.astype(int) - fast_HWC.astype(int)).mean() < 4
-    assert fast_HWC.flags.c_contiguous
-    assert fast_HWC.flags.owndata
+    exact_PHWC = PictureRenderer(recipe, "exact", aspect)(frame)
+    fast_PHWC = PictureRenderer(recipe, "fast", aspect)(frame)
+    assert exact_PHWC.shape == fast_PHWC.shape
+    assert np.abs(exact_PHWC.astype(int) - fast_PHWC.astype(int)).mean() < 4
+    for rendered in (exact_PHWC, fast_PHWC):
+        assert rendered.flags.c_contiguous
+        assert rendered.flags.owndata
 
 
 @pytest.mark.parametrize(
@@ -52,8 +53,8 @@ def test_fast_is_near_exact_whatever_the_shape(turn, recipe, aspect):
 def test_fast_is_near_exact_whatever_the_samples(pix_fmt):
     frame = first_frame(source_of(pix_fmt=pix_fmt))
     recipe = RECIPES["whole"]
-    exact_HWC, fast_HWC = (PictureRenderer(recipe, way)(frame) for way in ("exact", "fast"))
-    assert np.abs(exact_HWC.astype(int) - fast_HWC.astype(int)).mean() < 4
+    exact_PHWC, fast_PHWC = (PictureRenderer(recipe, way)(frame) for way in ("exact", "fast"))
+    assert np.abs(exact_PHWC.astype(int) - fast_PHWC.astype(int)).mean() < 4
 
 
 def test_exact_is_the_frame_in_rgb_preprocessed():
@@ -61,16 +62,29 @@ def test_exact_is_the_frame_in_rgb_preprocessed():
     expected_HWC = preprocess_frame(
         np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90), RECIPES["cropped"]
     )
-    rendered_HWC = PictureRenderer(RECIPES["cropped"], "exact")(frame)
+    rendered_HWC = PictureRenderer(RECIPES["cropped"], "exact")(frame)[0]
     np.testing.assert_array_equal(rendered_HWC, expected_HWC)
+
+
+@pytest.mark.parametrize("way", ["exact", "fast"])
+@pytest.mark.parametrize("turn", ["upright", "right"])
+def test_three_crops_are_the_ends_and_the_middle_of_the_longer_side(turn, way):
+    frame = first_frame(source_of(turn))
+    (whole_HWC,) = PictureRenderer(RECIPES["whole"], way)(frame)
+    first, middle, last = PictureRenderer(RECIPES["cropped"], way, crops=3)(frame)
+    along_HWC = whole_HWC if turn == "right" else whole_HWC.transpose(1, 0, 2)  # 53 by 32
+    for crop_HWC, start in ((first, 0), (middle, 11), (last, 21)):
+        cut_HWC = along_HWC[start : start + 32]
+        expected_HWC = cut_HWC if turn == "right" else cut_HWC.transpose(1, 0, 2)
+        np.testing.assert_array_equal(crop_HWC, expected_HWC)
 
 
 @pytest.mark.parametrize("way", ["exact", "fast"])
 @pytest.mark.parametrize(("turn", "shape"), [("upright", (32, 80)), ("right", (80, 32))])
 def test_pixels_that_are_not_square_are_stretched_across_the_stored_width(way, turn, shape):
     frame = first_frame(source_of(turn))
-    rendered_HWC = PictureRenderer(RECIPES["whole"], way, Fraction(3, 2))(frame)
-    assert rendered_HWC.shape == (*shape, 3)
+    rendered_PHWC = PictureRenderer(RECIPES["whole"], way, Fraction(3, 2))(frame)
+    assert rendered_PHWC.shape == (1, *shape, 3)
     assert resized_size(RECIPES["whole"], 96, 240) == (32, 80)
 
 

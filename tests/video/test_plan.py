@@ -1,3 +1,4 @@
+import itertools
 from fractions import Fraction
 from itertools import pairwise
 
@@ -266,8 +267,8 @@ class TestPublishedRules:
         ],
     )
     def test_kinetics_is_the_rule_of_the_paper_s_code(self, timeline, views, expected):
-        clips = planned(timeline, "kinetics", views=views)
-        assert [clip.frame_ranks for clip in clips] == expected
+        (clip,) = planned(timeline, "kinetics", views=views)
+        assert clip.frame_ranks == tuple(itertools.chain.from_iterable(expected))
 
     @given(
         frames=st.integers(1, 3000),
@@ -278,15 +279,17 @@ class TestPublishedRules:
         timeline = Timeline(np.arange(frames, dtype=np.int64), 1 / fps, frames, fps)
         size = float(32 * 8 * fps / 30)
         delta = max(frames - size, 0)
-        for view, clip in enumerate(planned(timeline, "kinetics", views=views)):
+        (clip,) = planned(timeline, "kinetics", views=views)
+        for view in range(views):
             start = delta * view / views
             theirs = torch.linspace(start, start + size - 1, 8).clamp(0, frames - 1)
-            for rank, value in zip(clip.frame_ranks, theirs.tolist(), strict=True):
+            ranks = clip.frame_ranks[8 * view : 8 * (view + 1)]
+            for rank, value in zip(ranks, theirs.tolist(), strict=True):
                 assert rank == int(value) or abs(value - round(value)) < 1e-3
 
     def test_kinetics_spans_reach_to_the_end_of_the_last_frame(self):
-        clip = planned(constant(300), "kinetics", views=2)[1]
-        assert (clip.start, clip.end) == (Fraction(22, 30), Fraction(278, 30))
+        (clip,) = planned(constant(300), "kinetics", views=2)
+        assert (clip.start, clip.end) == (0, Fraction(278, 30))
 
     @given(
         frames=st.integers(1, 2000),

@@ -179,11 +179,24 @@ class TestHonestVideos:
             plan_of(recipe=Preprocessing(7, (7, 7), "bicubic", 1, (0.5,) * 3, (0.5,) * 3)),
             plan_of(mode="random"),
             plan_of(mode="kinetics", views=3),
+            plan_of(mode="kinetics", views=2, crops=3),
+            plan_of(crops=3, hop_seconds=0.2),
             plan_of(recipe=Preprocessing(24, None, "bicubic", 1 / 255, (0.5,) * 3, (0.5,) * 3)),
             plan_of(recipe=Preprocessing((20, 40), None, "bilinear", 1, (0.5,) * 3, (0.5,) * 3)),
             plan_of(decode=Decode(resize="fast")),
         ],
-        ids=["windows", "square", "tiny", "random", "kinetics", "no crop", "whole", "fast"],
+        ids=[
+            "windows",
+            "square",
+            "tiny",
+            "random",
+            "kinetics",
+            "crops",
+            "crops of windows",
+            "no crop",
+            "whole",
+            "fast",
+        ],
     )
     def test_items_equal_those_of_the_same_process(self, plan, data, video):
         with Sandbox(plan) as sandbox:

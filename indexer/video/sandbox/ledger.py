@@ -96,15 +96,17 @@ class UnitLedger:
     def _check_spans(self, spans: tuple[ClipSpan, ...]) -> None:
         for span in spans:
             new = span.clip_index > self._last_clip
-            if not new or len(span.frame_pts_seconds) != self._plan.num_frames:
+            frames = self._plan.num_frames * self._plan.sampling.views
+            if not new or len(span.frame_pts_seconds) != frames:
                 message = f"clip {span.clip_index} is not what comes next"
                 raise NonsenseError(message)
             self._last_clip = span.clip_index
 
     def _check_shape(self, shape: tuple[int, ...], *, clips: int) -> None:
-        most_clips, num_frames, *_, colours = largest_shape(self._plan)
+        most_views, num_frames, *_, colours = largest_shape(self._plan)
         size = fixed_size(self._plan.preprocessing) or shape[2:4]
-        fits = shape == (clips, num_frames, *size, colours) and clips <= most_clips
+        views = clips * self._plan.views
+        fits = shape == (views, num_frames, *size, colours) and views <= most_views
         if not fits or not self._frames.has_room(shape):
             message = f"frames of shape {shape}"
             raise NonsenseError(message)

@@ -61,7 +61,8 @@ class SharedFrames:
 def largest_shape(plan: DecodePlan) -> tuple[int, int, int, int, int]:
     """NTHWC of the largest unit that a plan allows."""
     height, width = fixed_size(plan.preprocessing) or _loose_size(plan.preprocessing)
-    return plan.sampling.segment_clips, plan.num_frames, height, width, _COLOURS
+    most_clips = plan.sampling.segment_clips if plan.sampling.mode == "windows" else 1
+    return most_clips * plan.views, plan.num_frames, height, width, _COLOURS
 
 
 def fixed_size(recipe: Preprocessing) -> tuple[int, int] | None:
