@@ -112,6 +112,8 @@ class Model(Section):
         backend: `transformers` runs the Hugging Face module.
         device: `auto` takes a GPU where the cluster has one.
         batch_size: clips of one forward pass; by default 32 on a GPU and 2 on a CPU.
+        channel_order: of the colours that the checkpoint was trained on; see docs/models.md for
+            Something-Something v2.
         top_k: labels kept for each clip.
         min_score: labels below this probability are not kept, except the best one.
     """
@@ -121,6 +123,7 @@ class Model(Section):
     backend: Literal["transformers"] = "transformers"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    channel_order: Literal["rgb", "bgr"] = "rgb"
     top_k: Annotated[int, Field(ge=1, le=1000)] = 5
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.0
 

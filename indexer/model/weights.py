@@ -8,9 +8,9 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, Self
 
 from safetensors import SafetensorError, safe_open
 
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     import torch
 
 Shape = tuple[int, ...]
+ChannelOrder = Literal["rgb", "bgr"]
 
 _FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 _SHARD: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
+_PATCH_WEIGHT: Final = "timesformer.embeddings.patch_embeddings.projection.weight"
 _NAMED: Final = 5
 """So many tensors are named in a message, the others counted."""
 
@@ -52,6 +54,7 @@ class Checkpoint:
         labels: one distinct name for each logit, in order.
         preprocessing: how it wants its frames.
         frame_rate_divisor: source frames from one frame of a clip to the next.
+        channel_order: of the colours that its weights were trained on.
     """
 
     id: str
@@ -64,6 +67,7 @@ class Checkpoint:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     frame_rate_divisor: int
+    channel_order: ChannelOrder = "rgb"
 
     @property
     def num_frames(self) -> int:
@@ -96,6 +100,19 @@ class Checkpoint:
         last = self.id.rstrip("/").rpartition("/")[2]
         return re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip("._-")[:80] or "model"
 
+    def trained_on(self, channel_order: ChannelOrder) -> Self:
+        """The same checkpoint, with its colours taken in another order.
+
+        Frames are RGB throughout. A checkpoint that was trained on BGR gets its mean, its deviation
+        and, when it is loaded, its patch weights turned round instead.
+        """
+        if channel_order == self.channel_order:
+            return self
+        recipe = self.preprocessing
+        mean, std = recipe.mean[::-1], recipe.std[::-1]
+        turned = replace(recipe, mean=mean, std=std)
+        return replace(self, channel_order=channel_order, preprocessing=turned)
+
     def facts(self) -> dict[str, object]:
         """What the scores depend on, for the fingerprint of an index; JSON-able."""
         labels = json.dumps(self.labels).encode()
@@ -107,6 +124,7 @@ class Checkpoint:
             "image_size": self.image_size,
             "frame_rate_divisor": self.frame_rate_divisor,
             "attention_type": self.attention_type,
+            "channel_order": self.channel_order,
             "preprocessing": json.loads(json.dumps(asdict(self.preprocessing))),
             "labels_sha256": hashlib.sha256(labels).hexdigest(),
         }
@@ -151,7 +169,10 @@ def load_state(checkpoint: Checkpoint) -> "dict[str, torch.Tensor]":
         except (OSError, SafetensorError) as error:
             message = f"{checkpoint.id}: cannot load {name}: {error}"
             raise ModelError(message) from error
-    return {name: tensor.float() for name, tensor in state.items()}
+    state = {name: tensor.float() for name, tensor in state.items()}
+    if checkpoint.channel_order == "bgr":
+        state[_PATCH_WEIGHT] = state[_PATCH_WEIGHT].flip(1)
+    return state
 
 
 def expected_shapes(architecture: Architecture) -> dict[str, Shape]:
@@ -163,7 +184,7 @@ def expected_shapes(architecture: Architecture) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {
         base + "embeddings.cls_token": (1, 1, hidden),
         base + "embeddings.position_embeddings": (1, patches + 1, hidden),
-        base + "embeddings.patch_embeddings.projection.weight": (hidden, *patch),
+        _PATCH_WEIGHT: (hidden, *patch),
         base + "embeddings.patch_embeddings.projection.bias": (hidden,),
         **_linear("classifier", hidden, architecture.num_labels),
         **_layer_norm(base + "layernorm", hidden),

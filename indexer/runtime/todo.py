@@ -100,7 +100,8 @@ def plan_job(config: IndexConfig) -> JobPlan:
     _check_retry(config.retry)
     check_scheme(config.index, config.schemes)
     paths = IndexPaths(config.index)
-    checkpoint = resolve(config.model.id, config.model.revision, schemes=config.schemes)
+    found = resolve(config.model.id, config.model.revision, schemes=config.schemes)
+    checkpoint = found.trained_on(config.model.channel_order)
     _check_crops(config, checkpoint)
     fingerprint = config.fingerprint(
         checkpoint.facts() | {"frame_rate_divisor": frame_rate_divisor(config, checkpoint)}
