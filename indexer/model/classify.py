@@ -1,57 +1,63 @@
-"""Clips in, logits and embeddings out: the Hugging Face module behind one method.
+"""Clips in, logits and embeddings out: a checkpoint behind one method.
 
 Axes in array names: N clips, B clips of one batch, T frames, H height, W width, C colours,
 K labels, D hidden size.
 """
 
+import time
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import TimesformerConfig, TimesformerForVideoClassification
+from torch import Tensor
 
 from indexer.errors import ModelError
-from indexer.model.recipe import Architecture
-from indexer.model.weights import Checkpoint, load_state
+from indexer.model.backends import Backend, build, pick_device, pick_dtype
+from indexer.model.batching import calibrate, next_batch
+from indexer.model.compiling import Compiled, pays
+from indexer.model.staging import Staging
+from indexer.model.weights import Checkpoint
 from indexer.records import ClipScores
 
-_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_LARGEST_BATCH: Final = 64
+"""So many clips travel together from the decoders to a GPU."""
 
+_MEMORY_SHARE: Final = 0.8
+"""Of a GPU's free memory, what a batch may take when it is calibrated."""
 
-def pick_device(name: str) -> str:
-    """`cpu` or `cuda`, for `auto` the GPU where there is one.
-
-    Raises:
-        ModelError: a GPU is asked for, but this process cannot use one.
-    """
-    if name not in {"auto", "cpu", "cuda"}:
-        message = f"model.device = {name!r}, but must be auto, cpu or cuda"
-        raise ModelError(message)
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        message = (
-            "model.device = cuda, but torch finds no GPU here: check nvidia-smi and"
-            " CUDA_VISIBLE_DEVICES, install a CUDA build of torch, or set model.device = cpu"
-        )
-        raise ModelError(message)
-    return "cuda" if available and name != "cpu" else "cpu"
+Scores = tuple[Tensor, Tensor]
+Model = Callable[[Tensor], Scores]
 
 
 class Classifier:
     """A loaded model, ready to score clips; not for use by two threads at once.
 
+    The scores of a clip do not depend on the clips beside it, not in the last bit; but kernels may
+    sum in another order in batches of another size.
+
     Args:
         checkpoint: the model.
         device: `auto`, `cpu` or `cuda`.
-        dtype: `float32` or `bfloat16`, of weights and activations; scores are float32.
-        batch_size: clips of one forward pass.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`, of weights and activations; scores are
+            float32. A batch that overflows float16 is scored again in bfloat16.
+        backend: `native` or `transformers`.
+        batch_size: clips of one forward pass; by default 1 on a CPU, and calibrated on a GPU.
+        expected_clips: how many clips it is likely to score in its life; from a number on, which
+            depends on the model, the native model is compiled. 0 never compiles it.
 
     Attributes:
         clip_shape_THWC: the shape of one clip.
+        dtype: which was picked, such as `float16`.
+        batch_size: clips of one forward pass; less than asked for once memory did not suffice.
+        recomputed_batches: how many were scored again because they overflowed float16.
+        busy_seconds: spent in `classify`, without compiling.
+        wait_seconds: passed between its calls, and before the first.
 
     Raises:
-        ModelError: the checkpoint cannot be loaded, or the device is not there.
+        ModelError: the checkpoint cannot be loaded, the backend cannot run it, or the device is not
+            there.
     """
 
     def __init__(
@@ -60,25 +66,32 @@ class Classifier:
         *,
         device: str = "cpu",
         dtype: str = "float32",
-        batch_size: int = 2,
+        backend: Backend = "native",
+        batch_size: int | None = None,
+        expected_clips: int = 0,
     ) -> None:
-        if dtype not in _DTYPES:
-            message = f"precision.model = {dtype!r}, but must be one of {', '.join(_DTYPES)}"
-            raise ModelError(message)
         size = checkpoint.image_size
         self.clip_shape_THWC = (checkpoint.num_frames, size, size, 3)
-        self._device = torch.device(pick_device(device))
-        self._dtype = _DTYPES[dtype]
-        self._batch_size = batch_size
-        self._output_sizes = (checkpoint.num_labels, checkpoint.hidden_size)
-        self._rescale_factor = checkpoint.preprocessing.rescale_factor
-        self._mean_C = torch.tensor(checkpoint.preprocessing.mean, device=self._device)
-        self._std_C = torch.tensor(checkpoint.preprocessing.std, device=self._device)
-        state = load_state(checkpoint)
-        placed = {name: tensor.to(self._device, self._dtype) for name, tensor in state.items()}
-        self._module = _build(checkpoint.architecture)
-        self._module.load_state_dict(placed, strict=True, assign=True)
-        self._module.train(mode=False)
+        self.recomputed_batches = 0
+        self.busy_seconds = self.wait_seconds = 0.0
+        self._checkpoint, self._backend = checkpoint, backend
+        self._device = pick_device(device)
+        picked = pick_dtype(dtype, self._device)
+        self.dtype = str(picked).removeprefix("torch.")
+        module = build(checkpoint, backend, self._device, picked)
+        self._model: Model = module
+        self._fallback: Model | None = None
+        self._staging = Staging(self.clip_shape_THWC, self._device)
+        self.batch_size = batch_size or self._calibrated()
+        self._compiled: Compiled | None = None
+        if backend == "native" and pays(checkpoint.architecture, expected_clips, self._device):
+            self._model = self._compiled = Compiled(module)
+        self._idle_since = time.perf_counter()
+
+    @property
+    def compile_seconds(self) -> float:
+        """Spent compiling so far."""
+        return self._compiled.seconds if self._compiled else 0.0
 
     def classify(self, frames_NTHWC: npt.NDArray[np.uint8]) -> ClipScores:
         """Scores clips.
@@ -90,20 +103,20 @@ class Classifier:
             Logits, and the final-LayerNorm CLS vectors that the classifier itself sees.
 
         Raises:
-            ModelError: the clips are not of the length and size that the model takes.
+            ModelError: the clips are not of the length and size that the model takes, or the GPU's
+                memory does not suffice for one clip.
         """
         self._check(frames_NTHWC)
-        logits_NK, embeddings_ND = (
-            np.empty((len(frames_NTHWC), size), np.float32) for size in self._output_sizes
-        )
+        started, compiled_before = time.perf_counter(), self.compile_seconds
+        self.wait_seconds += started - self._idle_since
         # inference mode belongs to the thread, and convolutions on a GPU default to TF32
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-            for start in range(0, len(frames_NTHWC), self._batch_size):
-                batch = slice(start, start + self._batch_size)
-                logits_BK, embeddings_BD = self._forward(frames_NTHWC[batch])
-                logits_NK[batch] = logits_BK.float().cpu().numpy()
-                embeddings_ND[batch] = embeddings_BD.float().cpu().numpy()
-        return ClipScores(logits_NK=logits_NK, embeddings_ND=embeddings_ND)
+        cudnn = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.inference_mode(), cudnn:
+            scores = self._score(self._model, frames_NTHWC)
+        self._idle_since = time.perf_counter()
+        compiling_seconds = self.compile_seconds - compiled_before
+        self.busy_seconds += self._idle_since - started - compiling_seconds
+        return scores
 
     def _check(self, frames_NTHWC: npt.NDArray[np.uint8]) -> None:
         if frames_NTHWC.dtype == np.uint8 and frames_NTHWC.shape[1:] == self.clip_shape_THWC:
@@ -115,23 +128,84 @@ class Classifier:
         )
         raise ModelError(message)
 
-    def _forward(self, frames_BTHWC: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
-        # torch.tensor copies: frames that come out of Arrow are read-only
-        frames_BTHWC = np.ascontiguousarray(frames_BTHWC)
-        pixels_BTHWC = torch.tensor(frames_BTHWC, device=self._device).float()
-        pixels_BTHWC = (pixels_BTHWC * self._rescale_factor - self._mean_C) / self._std_C
-        pixels_BTCHW = pixels_BTHWC.permute(0, 1, 4, 2, 3).to(self._dtype)
-        tokens = self._module.timesformer(pixels_BTCHW).last_hidden_state
-        embeddings_BD = tokens[:, 0]
-        return self._module.classifier(embeddings_BD), embeddings_BD
+    def _score(self, model: Model, frames_NTHWC: npt.NDArray[np.uint8]) -> ClipScores:
+        """Gives the device all batches before it asks for the scores of the first."""
+        running: list[tuple[slice, Scores]] = []
+        start = 0
+        while start < len(frames_NTHWC):
+            clips, size = next_batch(len(frames_NTHWC) - start, self.batch_size)
+            batch = slice(start, start + clips)
+            scores = self._run(model, frames_NTHWC[batch], size)
+            if scores is None:
+                self._halve_batch()
+            else:
+                running.append((batch, scores))
+                start += clips
+        return self._gather(model, frames_NTHWC, running)
 
+    def _run(self, model: Model, frames_BTHWC: npt.NDArray[np.uint8], size: int) -> Scores | None:
+        """The scores of a batch, still on the device; None where its memory does not suffice."""
+        try:
+            logits_BK, embeddings_BD = model(self._staging.load(frames_BTHWC, size))
+        except torch.OutOfMemoryError:
+            return None
+        clips = len(frames_BTHWC)
+        return logits_BK[:clips], embeddings_BD[:clips]
 
-def _build(architecture: Architecture) -> TimesformerForVideoClassification:
-    """The module without weights; of the configuration only what shapes the scores is used."""
-    settings = {name: getattr(architecture, name) for name in architecture.__slots__}
-    try:
-        with torch.device("meta"):
-            return TimesformerForVideoClassification(TimesformerConfig(**settings))
-    except KeyError as error:
-        message = f"config.json: hidden_act = {architecture.hidden_act!r} is unknown"
-        raise ModelError(message) from error
+    def _halve_batch(self) -> None:
+        if self.batch_size == 1:
+            message = (
+                "the GPU's memory does not suffice for one clip: free it of other processes, see"
+                " nvidia-smi, or set model.device = cpu"
+            )
+            raise ModelError(message)
+        self.batch_size //= 2
+        torch.cuda.empty_cache()
+
+    def _gather(
+        self,
+        model: Model,
+        frames_NTHWC: npt.NDArray[np.uint8],
+        running: list[tuple[slice, Scores]],
+    ) -> ClipScores:
+        sizes = self._checkpoint.num_labels, self._checkpoint.hidden_size
+        logits_NK, embeddings_ND = (
+            np.empty((len(frames_NTHWC), size), np.float32) for size in sizes
+        )
+        for batch, (logits_BK, embeddings_BD) in running:
+            logits_NK[batch] = logits_BK.float().cpu().numpy()
+            embeddings_ND[batch] = embeddings_BD.float().cpu().numpy()
+            if model is self._model and self._overflowed(logits_NK[batch], embeddings_ND[batch]):
+                self.recomputed_batches += 1
+                again = self._score(self._in_bfloat16(), frames_NTHWC[batch])
+                logits_NK[batch], embeddings_ND[batch] = again.logits_NK, again.embeddings_ND
+        return ClipScores(logits_NK=logits_NK, embeddings_ND=embeddings_ND)
+
+    def _overflowed(self, *scores: npt.NDArray[np.float32]) -> bool:
+        return self.dtype == "float16" and not all(np.isfinite(score).all() for score in scores)
+
+    def _in_bfloat16(self) -> Model:
+        """The model whose numbers reach as far as those of float32, loaded when first needed."""
+        if self._fallback is None:
+            self._fallback = build(self._checkpoint, self._backend, self._device, torch.bfloat16)
+        return self._fallback
+
+    def _calibrated(self) -> int:
+        if self._device == "cpu":
+            return 1
+        with torch.inference_mode():
+            return calibrate(self._seconds_of_batch, _LARGEST_BATCH)
+
+    def _seconds_of_batch(self, clips: int) -> float | None:
+        frames_BTHWC = np.zeros((clips, *self.clip_shape_THWC), np.uint8)
+        free_bytes, _ = torch.cuda.mem_get_info()
+        budget_bytes = _MEMORY_SHARE * (free_bytes + torch.cuda.memory_reserved())
+        torch.cuda.reset_peak_memory_stats()
+        seconds = float("inf")
+        for _ in range(3):  # the first also loads kernels
+            started = time.perf_counter()
+            if self._run(self._model, frames_BTHWC, clips) is None:
+                return None
+            torch.cuda.synchronize()
+            seconds = min(seconds, time.perf_counter() - started)
+        return seconds if torch.cuda.max_memory_allocated() <= budget_bytes else None
