@@ -8,6 +8,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from indexer.cli_maintain import maintenance
+from indexer.cli_query import queries
 from indexer.errors import ConfigError, IndexerError
 from indexer.render import Format
 
@@ -32,6 +34,9 @@ app = typer.Typer(
         "configuration, 3 storage, model or Ray, 130 interrupted (the same command resumes)."
     ),
 )
+
+app.add_typer(queries)
+app.add_typer(maintenance)
 
 Inputs = Annotated[
     list[str] | None,
@@ -113,11 +118,22 @@ SamplingMode = Annotated[
 ]
 IfExists = Annotated[
     str | None,
-    typer.Option("--if-exists", help="`resume` skips what is done (default), `error` refuses."),
+    typer.Option(
+        "--if-exists",
+        help="`resume` skips what is done (default), `error` refuses, `overwrite` does it again.",
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="The same as --if-exists resume.")]
 Retry = Annotated[
     str | None, typer.Option("--retry", help="Try failed videos again: an error code, or `all`.")
+]
+MaxAttempts = Annotated[
+    int | None,
+    typer.Option("--max-attempts", help="Videos that failed this often are not tried again (3)."),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Only the I-th of N equal parts of the videos."),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", help="At most this many videos.")]
 SetOption = Annotated[
@@ -140,6 +156,8 @@ def plan(
     sampling: SamplingMode = None,
     if_exists: IfExists = None,
     retry: Retry = None,
+    max_attempts: MaxAttempts = None,
+    shard: Shard = None,
     limit: Limit = None,
     settings: SetOption = None,
     fmt: OutFormat = Format.table,
@@ -148,6 +166,7 @@ def plan(
     job = _configuration(
         config, settings, inputs=inputs or None, index=index, model=model, revision=revision,
         sampling=sampling, if_exists=if_exists, retry=retry, limit=limit,
+        max_attempts=max_attempts, shard=shard,
     )  # fmt: skip
     return _print_plan(job, fmt)
 
@@ -163,6 +182,8 @@ def run(
     if_exists: IfExists = None,
     resume: Resume = False,
     retry: Retry = None,
+    max_attempts: MaxAttempts = None,
+    shard: Shard = None,
     limit: Limit = None,
     settings: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `plan`.")] = False,
@@ -175,6 +196,7 @@ def run(
     job = _configuration(
         config, settings, inputs=inputs or None, index=index, model=model, revision=revision,
         sampling=sampling, if_exists="resume" if resume else if_exists, retry=retry, limit=limit,
+        max_attempts=max_attempts, shard=shard,
     )  # fmt: skip
     if dry_run:
         return _print_plan(job, fmt)
@@ -202,7 +224,10 @@ def _print_plan(job: Any, fmt: Format) -> int:  # noqa: ANN401 - IndexConfig, im
     from indexer.runtime.estimate import describe_plan
     from indexer.runtime.todo import plan_job
 
-    rows = describe_plan(plan_job(job))
+    made = plan_job(job)
+    rows = describe_plan(made)
+    if fmt is Format.json:
+        rows["skipped"] = list(made.skipped())
     _print([{"what": name, "value": value} for name, value in rows.items()], fmt, rows)
     return 0
 
@@ -231,59 +256,6 @@ def _run(job: Any, fmt: Format) -> int:  # noqa: ANN401 - IndexConfig, imported 
 
 
 @app.command()
-def status(index: Index, model: Tag = None, fmt: OutFormat = Format.table) -> int:
-    """Print counts by outcome, sizes, models, and the last run of an index."""
-    facts = _open(index, model).status()
-    _print(_status_rows(facts), fmt, facts)
-    return 0
-
-
-@app.command()
-def errors(
-    index: Index,
-    code: Annotated[str | None, typer.Option("--code", help="Only this error code.")] = None,
-    model: Tag = None,
-    fmt: OutFormat = Format.table,
-) -> int:
-    """List the videos that failed, and why."""
-    table = _open(index, model).errors(code)
-    _print_table(table, fmt, "no video failed" + (f" with {code}" if code else ""))
-    return 0
-
-
-@app.command()
-def labels(index: Index, model: Tag = None, fmt: OutFormat = Format.table) -> int:
-    """List the labels that were found, with counts and best scores."""
-    _print_table(_open(index, model).labels(), fmt, "the index has no clips yet")
-    return 0
-
-
-@app.command()
-def search(
-    index: Index,
-    label: Annotated[str, typer.Argument(help="A label's name.", show_default=False)],
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Least probability.")] = 0.0,
-    top: Annotated[int, typer.Option(min=1, help="At most this many clips.")] = 20,
-    video: Annotated[str | None, typer.Option(help="Glob over the videos' URIs.")] = None,
-    before: Annotated[
-        float | None, typer.Option(help="Clips that end at or before this second.")
-    ] = None,
-    after: Annotated[
-        float | None, typer.Option(help="Clips that start at or after this second.")
-    ] = None,
-    model: Tag = None,
-    fmt: OutFormat = Format.table,
-) -> int:
-    """Find the clips of a label, best first."""
-    table = _open(index, model).search(
-        label, min_score=min_score, top=top, video=video, before=before, after=after
-    )
-    columns = ["score", "start_seconds", "end_seconds", "uri"]
-    _print_table(table, fmt, f"no clip of {label!r} passes the filters", columns)
-    return 0
-
-
-@app.command()
 def doctor(
     index: Annotated[str | None, typer.Option(help="Can this index be written?")] = None,
     model: Annotated[str | None, typer.Option(help="Can this model be loaded?")] = None,
@@ -301,22 +273,6 @@ def doctor(
     return 0 if all(row["ok"] for row in rows) else 3
 
 
-def _open(index: str, model: str | None) -> Any:  # noqa: ANN401 - LabelIndex, imported late
-    from indexer.table.query import LabelIndex
-
-    return LabelIndex.open(index, model=model)
-
-
-def _print_table(table: Any, fmt: Format, empty: str, columns: list[str] | None = None) -> None:  # noqa: ANN401
-    from indexer.render import rows_text
-
-    shown = columns if columns and fmt is Format.table else table.column_names
-    if table.num_rows == 0 and fmt is Format.table:
-        typer.echo(empty, err=True)
-        return
-    typer.echo(rows_text(table.to_pylist(), shown, fmt, width=_width()), nl=False)
-
-
 def _print(rows: list[dict[str, object]], fmt: Format, document: object) -> None:
     from indexer.render import json_text, rows_text
 
@@ -328,26 +284,3 @@ def _print(rows: list[dict[str, object]], fmt: Format, document: object) -> None
 
 def _width() -> int:
     return os.get_terminal_size().columns if sys.stdout.isatty() else 0
-
-
-def _status_rows(facts: dict[str, Any]) -> list[dict[str, object]]:
-    """The facts of `LabelIndex.status` that fit two columns; all are in `--format json`."""
-    from indexer.render import size_text
-
-    shown: dict[str, object] = {"index": facts["index"], "model": facts["model"]}
-    shown |= {f"videos {outcome}": n for outcome, n in facts["videos"].items()}
-    shown |= {f"failed with {code}": n for code, n in facts["errors"].items()}
-    shown |= {"clips": facts["clips"], "video-hours": facts["hours"]}
-    for name, size in facts["tables"].items():
-        shown[f"table {name}"] = (
-            f"{size['rows']:,} rows, {size['files']:,} files, {size_text(size['bytes'])}"
-        )
-    shown["models"] = [model["tag"] for model in facts["models"]]
-    shown["runs"] = len(facts["runs"])
-    for run in facts["runs"][-1:]:
-        shown["last run"] = f"{run['run_id']}, {run['status']} after {run['elapsed_seconds']:.0f} s"
-        if run["clips"]:
-            rate, hours = run["clips_per_second"], run["video_hours_per_hour"]
-            shown["last run's rate"] = f"{rate} clips/s, {hours} video-hours an hour"
-            shown["last run's bottleneck"] = run["bottleneck"]
-    return [{"what": name, "value": value} for name, value in shown.items()]

@@ -109,9 +109,9 @@ class Model(Section):
     Attributes:
         id: `demo` for the bundled model, a Hugging Face hub id, a folder, or an fsspec URL of one.
         revision: branch, tag or commit of a hub id.
-        backend: `transformers` runs the Hugging Face module.
+        backend: `native` runs our own forward pass, `transformers` the Hugging Face module.
         device: `auto` takes a GPU where the cluster has one.
-        batch_size: clips of one forward pass; by default 32 on a GPU and 2 on a CPU.
+        batch_size: clips of one forward pass; by default 1 on a CPU, and measured on a GPU.
         channel_order: of the colours that the checkpoint was trained on; see docs/models.md for
             Something-Something v2.
         top_k: labels kept for each clip.
@@ -120,7 +120,7 @@ class Model(Section):
 
     id: Annotated[str, Field(min_length=1)] = "facebook/timesformer-base-finetuned-k400"
     revision: str | None = None
-    backend: Literal["transformers"] = "transformers"
+    backend: Literal["native", "transformers"] = "native"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     channel_order: Literal["rgb", "bgr"] = "rgb"
@@ -164,11 +164,12 @@ class Precision(Section):
     """Numbers' precision, in the model and on disk.
 
     Attributes:
-        model: of the weights and activations; `auto` is float32.
+        model: of the weights and activations; `auto` is float16 on a GPU, bfloat16 on a CPU with
+            instructions for it, and float32 elsewhere.
         stored_mantissa_bits: bits of mantissa kept of logits and embeddings; 23 keeps all.
     """
 
-    model: Literal["auto", "float32", "bfloat16"] = "auto"
+    model: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     stored_mantissa_bits: Annotated[int, Field(ge=1, le=23)] = 10
 
 
@@ -180,16 +181,21 @@ class IndexConfig(Section):
         index: folder or URL of the index.
         schemes: URL schemes that inputs, the index and the model may use.
         if_exists: what to do where the index already has rows of this model: `resume` skips what is
-            done, `error` refuses.
+            done, `error` refuses, `overwrite` indexes the listed videos again in place of their
+            rows.
         retry: an error code whose failed videos are tried again, or `all`.
+        max_attempts: a video that failed this often is left alone, whatever `retry` says.
+        shard: `i/n` for the i-th of n equal parts of the videos, so that n jobs may share the work.
         limit: at most this many videos.
     """
 
     inputs: Annotated[tuple[str, ...], Field(min_length=1)]
     index: Annotated[str, Field(min_length=1)]
     schemes: Names = ("file", "s3")
-    if_exists: Literal["resume", "error"] = "resume"
+    if_exists: Literal["resume", "error", "overwrite"] = "resume"
     retry: str | None = None
+    max_attempts: Annotated[int, Field(ge=1)] = 3
+    shard: Annotated[str, Field(pattern=r"^[0-9]+/[0-9]+$")] = "1/1"
     limit: Annotated[int, Field(ge=1)] | None = None
     sampling: Sampling = Sampling()
     decode: Decode = Decode()

@@ -6,7 +6,9 @@
     ├── QueryError             a question the index cannot answer               exit code 2
     ├── StorageError           object storage refused or failed for good        exit code 3
     │   ├── CommitConflict     another writer won; refresh and try again
-    │   └── CommitUnknown      the reply was lost; read back before deciding
+    │   ├── CommitUnknown      the reply was lost; read back before deciding
+    │   ├── CommitFenced       another job has taken this one's place; stop
+    │   └── LeaseHeld          another job is at work on the same videos; wait for it
     ├── ModelError             the checkpoint cannot be had or does not fit     exit code 3
     ├── ClusterError           Ray is missing, too small or gone                exit code 3
     └── VideoError             one video failed; the job goes on                a row, code 1
@@ -52,6 +54,14 @@ class CommitConflict(StorageError):
 
 class CommitUnknown(StorageError):
     """A commit may or may not have been applied; read the log back before anything else."""
+
+
+class CommitFenced(StorageError):
+    """Another job has taken over what this one was writing; nothing more of it may be committed."""
+
+
+class LeaseHeld(StorageError):
+    """Another job is writing the same shard of the same model."""
 
 
 class ModelError(IndexerError):

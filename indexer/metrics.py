@@ -7,6 +7,39 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
+class ModelEffort:
+    """What model actors did; `+` adds two, `-` gives what came between.
+
+    Attributes:
+        busy_seconds: wall time of scoring.
+        wait_seconds: wall time without clips to score.
+        compile_seconds: wall time of compiling the model.
+        recomputed_batches: that overflowed float16, and were scored again in bfloat16.
+    """
+
+    busy_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    recomputed_batches: int = 0
+
+    def __add__(self, other: "ModelEffort") -> "ModelEffort":
+        return ModelEffort(
+            self.busy_seconds + other.busy_seconds,
+            self.wait_seconds + other.wait_seconds,
+            self.compile_seconds + other.compile_seconds,
+            self.recomputed_batches + other.recomputed_batches,
+        )
+
+    def __sub__(self, other: "ModelEffort") -> "ModelEffort":
+        return ModelEffort(
+            self.busy_seconds - other.busy_seconds,
+            self.wait_seconds - other.wait_seconds,
+            self.compile_seconds - other.compile_seconds,
+            self.recomputed_batches - other.recomputed_batches,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Sums over units; `+` adds two, and `Counts()` is zero.
 
@@ -16,7 +49,7 @@ class Counts:
         failures: units that failed, by error code.
         fetch_seconds: wall time of fetching, over all workers.
         decode_seconds: CPU time of decoding, over all workers.
-        model_seconds: time of the model, over all workers.
+        model: what all model actors did.
         video_seconds: running time of the videos whose first unit is among these.
         read_bytes: size of those videos.
     """
@@ -26,7 +59,7 @@ class Counts:
     failures: Mapping[str, int] = field(default_factory=dict)
     fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
-    model_seconds: float = 0.0
+    model: ModelEffort = field(default_factory=ModelEffort)
     video_seconds: float = 0.0
     read_bytes: int = 0
 
@@ -37,7 +70,7 @@ class Counts:
             failures=dict(Counter(self.failures) + Counter(other.failures)),
             fetch_seconds=self.fetch_seconds + other.fetch_seconds,
             decode_seconds=self.decode_seconds + other.decode_seconds,
-            model_seconds=self.model_seconds + other.model_seconds,
+            model=self.model + other.model,
             video_seconds=self.video_seconds + other.video_seconds,
             read_bytes=self.read_bytes + other.read_bytes,
         )

@@ -43,6 +43,7 @@ __all__ = [
     "filesystem",
     "is_s3",
     "join",
+    "list_folders",
     "list_json",
     "list_names",
     "read_bytes",
@@ -201,6 +202,23 @@ def list_names(uri: str) -> list[str]:
     Raises:
         StorageError: the folder cannot be listed.
     """
+    names = (name for name, kind in _entries(uri) if kind == "file")
+    return sorted(name for name in names if name)
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly in a folder, sorted; none where there is no folder.
+
+    Raises:
+        StorageError: the folder cannot be listed.
+    """
+    own = uri.rstrip("/").rpartition("/")[2]
+    names = (name for name, kind in _entries(uri) if kind == "directory")
+    return sorted(name for name in names if name and name != own)
+
+
+def _entries(uri: str) -> list[tuple[str, str]]:
+    """Name and kind, "file" or "directory", of what lies directly in a folder."""
     fs, path = filesystem(uri)
     with storage_errors(uri):
         try:
@@ -208,8 +226,13 @@ def list_names(uri: str) -> list[str]:
         except FileNotFoundError:
             check_readable(uri)
             return []
-    names = (entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file")
-    return sorted(name for name in names if name)
+    return [(_last_name(entry), entry["type"]) for entry in entries]
+
+
+def _last_name(entry: dict[str, Any]) -> str:
+    """Empty for the object that some tools put in the place of an S3 folder."""
+    name: str = entry["name"]
+    return (name if entry["type"] == "file" else name.rstrip("/")).rpartition("/")[2]
 
 
 def list_json(uri: str) -> dict[str, Any]:

@@ -27,7 +27,8 @@ def call(capsys, *args):
 
 def test_the_commands_are_those_of_the_contract():
     assert sorted(COMMANDS) == [
-        "demo", "doctor", "errors", "labels", "plan", "run", "search", "status",
+        "compact", "delete", "demo", "doctor", "errors", "export", "labels", "plan", "run",
+        "search", "similar", "sql", "status", "verify", "video",
     ]  # fmt: skip
 
 
@@ -113,6 +114,10 @@ def video(tmp_path):
         ({"INPUT": "/no/videos"}, 2, "/no/videos"),
         ({"INPUT": "ftp://host/x"}, 2, "'ftp' is not allowed"),
         ({"--retry": "never"}, 2, "retry = 'never'"),
+        ({"--shard": "3/2"}, 2, "shard = '3/2': should be i/n"),
+        ({"--shard": "two"}, 2, "shard = 'two'"),
+        ({"--max-attempts": "0"}, 2, "max_attempts = 0"),
+        ({"--if-exists": "forget"}, 2, "if_exists = 'forget'"),
         ({"--model": "no-such/model"}, 3, "no-such/model"),
         ({"--index": "/proc/no/index"}, 3, "/proc/no/index"),
     ],
@@ -153,6 +158,18 @@ def test_a_model_that_is_unknown_is_named_before_ray_or_torch_is_loaded(tmp_path
     result = traced("run", video, "--index", tmp_path / "i", "--model", "no-such/model")
     assert (result.returncode, result.stdout.splitlines()[-1]) == (3, "[]")
     assert "no-such/model" in result.stderr
+
+
+def test_a_plan_lists_what_it_skips_as_json(capsys, tmp_path, video, model):
+    (tmp_path / "w.mp4").write_bytes(b"nor this")
+    arguments = [tmp_path, "--index", tmp_path / "index", "--model", model, "--limit", "1"]
+    code, out, _ = call(capsys, "plan", *arguments, "--format", "json")
+    facts = json.loads(out)
+    assert (code, facts["reasons"]) == (0, {"beyond the limit": 1, "new": 1})
+    (skipped,) = facts["skipped"]
+    assert (Path(skipped["uri"]).name, skipped["reason"]) == ("w.mp4", "beyond the limit")
+    code, out, _ = call(capsys, "plan", *arguments)
+    assert "1 beyond the limit" in out
 
 
 def test_there_is_no_index_where_there_is_none(capsys, tmp_path):

@@ -410,3 +410,14 @@ def _fails_fast(attempt, match: str, error: type[Exception] = StorageError) -> N
     with pytest.raises(error, match=match):
         attempt()
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("root", ["tmp_path", "s3_folder"])
+def test_folders_are_listed_without_files_and_without_themselves(request, root):
+    folder = str(request.getfixturevalue(root))
+    assert storage.list_folders(storage.join(folder, "missing")) == []
+    for name in ("b/x", "a/x", "a/y/z", "file"):
+        storage.write_bytes(storage.join(folder, name), b"1")
+    assert storage.list_folders(folder) == ["a", "b"]
+    assert storage.list_folders(storage.join(folder, "a")) == ["y"]
+    assert storage.list_names(folder) == ["file"]

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from indexer.metrics import ModelEffort
 from indexer.records import (
     ClipScores,
     ClipSpan,
@@ -60,6 +61,14 @@ _SPAN: Final = pa.struct(
         ("frames_exact", pa.bool_()),
     ]
 )
+_EFFORT: Final = pa.struct(
+    [
+        ("busy_seconds", pa.float64()),
+        ("wait_seconds", pa.float64()),
+        ("compile_seconds", pa.float64()),
+        ("recomputed_batches", pa.int64()),
+    ]
+)
 _FAILURE: Final = pa.struct([("code", pa.string()), ("message", pa.string())])
 
 _UNIT_FIELDS: Final = [
@@ -80,9 +89,10 @@ SCORED_SCHEMA: Final = pa.schema(
         *_UNIT_FIELDS,
         ("logits_NK", pa.large_binary()),
         ("embeddings_ND", pa.large_binary()),
-        ("model_seconds", pa.float64()),
+        ("model_effort", _EFFORT),
     ]
 )
+"""What the writers get; the effort of a block is in its first row."""
 
 
 def decoded_row(
@@ -131,18 +141,23 @@ def _cells(array: pa.Array) -> Iterator[memoryview]:
         yield view[start:end]
 
 
-def with_scores(
-    table: pa.Table, scores: list[ClipScores | None], model_seconds: list[float]
-) -> pa.Table:
+def with_scores(table: pa.Table, scores: list[ClipScores | None], effort: ModelEffort) -> pa.Table:
     """Puts the scores of every row in place of its frames."""
+    efforts = [asdict(effort), *[None] * (table.num_rows - 1)]
     logits = [None if s is None else s.logits_NK.astype(np.float32).tobytes() for s in scores]
     vectors = [None if s is None else s.embeddings_ND.astype(np.float32).tobytes() for s in scores]
     return (
         table.drop_columns(["frames_NTHWC"])
         .append_column("logits_NK", pa.array(logits, pa.large_binary()))
         .append_column("embeddings_ND", pa.array(vectors, pa.large_binary()))
-        .append_column("model_seconds", pa.array(model_seconds, pa.float64()))
+        .append_column("model_effort", pa.array(efforts[: table.num_rows], _EFFORT))
     )
+
+
+def effort_of(table: pa.Table) -> ModelEffort:
+    """What scoring all rows of `SCORED_SCHEMA` took."""
+    given = [row for row in table.column("model_effort").to_pylist() if row is not None]
+    return sum((ModelEffort(**row) for row in given), ModelEffort())
 
 
 def outcomes(table: pa.Table) -> Iterator[UnitOutcome]:

@@ -35,7 +35,7 @@ class Pools:
         write_actors: writing processes.
         actor_cpus: logical CPUs that each decode and model actor claims.
         block_clips: clips that travel together from the decoders to the model.
-        batch_size: clips of one forward pass.
+        batch_size: clips of one forward pass; None lets each model actor find out.
     """
 
     cpus: float
@@ -46,7 +46,7 @@ class Pools:
     write_actors: int
     actor_cpus: float
     block_clips: int
-    batch_size: int
+    batch_size: int | None
 
     @property
     def model_threads(self) -> int:
@@ -90,7 +90,7 @@ def size_pools(
         write_actors=write_actors,
         actor_cpus=min(1.0, int(100 * claimable_cpus / (decode_actors + model_actors)) / 100),
         block_clips=cluster.block_clips or (64 if device == "cuda" else 8),
-        batch_size=model.batch_size or (32 if device == "cuda" else 2),
+        batch_size=model.batch_size,
     )
 
 

@@ -7,12 +7,13 @@ import pyarrow as pa
 
 from indexer.render import size_text
 from indexer.runtime.decoding import survey_videos
-from indexer.runtime.todo import JobPlan
+from indexer.runtime.todo import TODO_REASONS, JobPlan
 from indexer.video.plan import DecodePlan
 from indexer.video.sandbox import Sandbox
 from indexer.video.survey import Survey
 
 SAMPLE_VIDEOS: Final = 8
+_TODO_REASONS: Final = frozenset(TODO_REASONS.to_pylist())
 SAMPLE_BYTES: Final = 256 * 2**20
 """A plan reads at most about this much of the archive."""
 
@@ -47,6 +48,7 @@ def describe_plan(plan: JobPlan) -> dict[str, object]:
         "listed_videos": plan.listed_videos,
         "skipped_videos": plan.done_videos,
         "skipped_because": _skipped_because(plan),
+        "reasons": plan.reason_counts(),
         "todo_videos": plan.todo.num_rows,
         "todo_bytes": plan.todo_bytes,
         "todo_size": size_text(plan.todo_bytes),
@@ -89,10 +91,12 @@ def _add(sample: Sample, size_bytes: int, survey: Survey | None) -> Sample:
 
 
 def _skipped_because(plan: JobPlan) -> str:
-    if not plan.done_videos:
-        return ""
-    indexed = plan.done_videos - plan.failed_videos
-    return f"{indexed:,} are indexed, {plan.failed_videos:,} failed (--retry all tries them again)"
+    counts = plan.reason_counts()
+    parts = [
+        f"{number:,} {reason}" for reason, number in counts.items() if reason not in _TODO_REASONS
+    ]
+    retry = " (--retry all tries failed ones again)" if plan.failed_videos else ""
+    return ", ".join(parts) + retry
 
 
 def _row_bytes(plan: JobPlan) -> float:

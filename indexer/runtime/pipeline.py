@@ -5,12 +5,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
@@ -30,21 +29,30 @@ from indexer.metrics import (
 from indexer.runtime.cluster import WRITER_CPUS, Pools, connected, size_pools
 from indexer.runtime.report import build_report
 from indexer.runtime.sharing import most_rows, share_out
-from indexer.runtime.todo import JobPlan, check_target, plan_job
+from indexer.runtime.tally import Tally
+from indexer.runtime.todo import OVERWRITE, JobPlan, check_target, compare, plan_job
 from indexer.runtime.workers import DecodeVideos, ScoreUnits, WriteUnits, receipts
-from indexer.runtime.writing import UnitReceipt, WriteReceipt
-from indexer.table import catalog
+from indexer.table import catalog, lease, recovery
 from indexer.table.commit import Committer
+from indexer.table.deleted import lift_deletions
+from indexer.table.patience import patiently
+from indexer.table.resume import videos_version
 from indexer.table.rows import RowContext
 from indexer.table.write import DataFile
 
 TICK_SECONDS: Final = 1.0
 """Between two looks at the clock while no rows arrive."""
 
+PASSES: Final = 3
+"""What a stage that died lost or gave twice is done again, at most so often in all."""
+
 RAY_ADVICE: Final = "\nFailed to apply UDF transform"
 """Where Ray's own words begin in the message of an error that a stage raised."""
 
 logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not for our users
+
+TYPICAL_BYTES_PER_SECOND: Final = 500_000
+"""Of a video: 4 Mbit/s, as streamed and camera footage of full HD often has."""
 
 MAX_VIDEOS_PER_TASK: Final = 16
 """Videos of one decode task: enough to hide a task's cost, few enough to balance the pool."""
@@ -90,6 +98,19 @@ def run_index(config: IndexConfig, observer: Observer | None = None) -> RunResul
 def run_plan(plan: JobPlan, observer: Observer | None = None) -> RunResult:
     """Runs a job that `plan_job` has planned; see `run_index`."""
     observer = observer or SilentObserver()
+    catalog.create_index(plan.paths)
+    catalog.register_model(plan.paths, plan.tag, plan.fingerprint, plan.checkpoint.labels)
+    with lease.held(plan.paths, plan.tag, plan.shard.writer, plan.run_id) as held:
+        recovered = patiently(recovery.begin, plan.paths, plan.tag, held)
+        if recovered.rolled_forward or videos_version(plan.paths) != plan.videos_version:
+            plan = compare(plan)  # others have committed since it was made
+        if plan.config.if_exists == OVERWRITE:
+            listed = plan.todo["video_id"].to_pylist()
+            patiently(lift_deletions, plan.paths, plan.tag, listed)
+        return _run_leased(replace(plan, lease=held), observer)
+
+
+def _run_leased(plan: JobPlan, observer: Observer) -> RunResult:
     observer.on_event(
         JobPlanned(
             run_id=plan.run_id,
@@ -100,42 +121,7 @@ def run_plan(plan: JobPlan, observer: Observer | None = None) -> RunResult:
             todo_bytes=plan.todo_bytes,
         )
     )
-    catalog.create_index(plan.paths)
-    catalog.register_model(plan.paths, plan.tag, plan.fingerprint, plan.checkpoint.labels)
     return _Job(plan, observer).run()
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Outcomes so far; a video counts once all its units have arrived."""
-
-    done_before: dict[str, int]
-    counts: Counts = field(default_factory=Counts)
-    videos_indexed: int = 0
-    videos_failed: int = 0
-    _open_units: dict[str, int] = field(default_factory=dict)
-    _failed_ids: set[str] = field(default_factory=set)
-
-    def add(self, receipt: WriteReceipt) -> None:
-        self.counts += receipt.counts
-        for unit in receipt.units:
-            self._add_unit(unit)
-
-    def _add_unit(self, unit: UnitReceipt) -> None:
-        if unit.failed:
-            self._failed_ids.add(unit.video_id)
-        at_first = unit.units - self.done_before.get(unit.video_id, 0)
-        left = self._open_units.pop(unit.video_id, at_first) - 1
-        if left > 0:
-            self._open_units[unit.video_id] = left
-        elif unit.video_id in self._failed_ids:
-            self.videos_failed += 1
-        else:
-            self.videos_indexed += 1
-
-    @property
-    def videos(self) -> int:
-        return self.videos_indexed + self.videos_failed
 
 
 class _Job:
@@ -145,7 +131,7 @@ class _Job:
         self._plan = plan
         self._observer = observer
         self._started_at = datetime.now(UTC)
-        self._committer = Committer(plan.paths, plan.tag, plan.run_id)
+        self._committer = patiently(Committer, plan.paths, plan.tag, plan.run_id, plan.lease)
         self._lock = threading.RLock()  # of all below: the ticker commits while batches are awaited
         self._commit_error: IndexerError | None = None
         self._pending: list[DataFile] = []
@@ -154,21 +140,16 @@ class _Job:
         self._last_commit = time.monotonic()
         self._pipeline_started = time.monotonic()
         self._pools: Pools | None = None
-        done_units = zip(
-            plan.todo["video_id"].to_pylist(),
-            pc.list_value_length(plan.todo["done_units"]).to_pylist(),
-            strict=True,
-        )
-        self._tally = _Tally(done_before={video_id: n for video_id, n in done_units if n})
+        self._tally = Tally(plan.todo)
 
     def run(self) -> RunResult:
         """Runs the pipeline if there is anything to do, and writes the report whatever happens."""
         status = "failed"
         self._write_report("running")
         try:
-            self._committer.remove_videos(
-                self._plan.changed["video_id"].to_pylist(), self._plan.changed["uri"].to_pylist()
-            )
+            video_ids = self._plan.changed["video_id"].to_pylist()
+            uris = self._plan.changed["uri"].to_pylist()
+            patiently(self._committer.remove_videos, video_ids, uris)
             if self._plan.todo.num_rows:
                 self._run_pipeline()
             status = "finished"
@@ -200,8 +181,13 @@ class _Job:
             self._pipeline_started = time.monotonic()
             try:
                 with self._ticking():
-                    for batch in _batches(self._plan, pools):
-                        self._take(batch)
+                    todo = self._plan.todo
+                    for _ in range(PASSES):
+                        for batch in _batches(self._plan, todo, pools):
+                            self._take(batch)
+                        todo = self._tally.left()
+                        if not todo.num_rows:
+                            break
             finally:
                 self._commit()
         self._check_complete()
@@ -209,9 +195,9 @@ class _Job:
     def _take(self, batch: pa.Table) -> None:
         with self._lock:
             for receipt in receipts(batch):
-                self._tally.add(receipt)
-                self._pending.extend(receipt.files)
-                self._pending_units += len(receipt.units)
+                if self._tally.add(receipt):
+                    self._pending.extend(receipt.files)
+                    self._pending_units += len(receipt.units)
         self._commit_if_due()
         if self._commit_error is not None:
             raise self._commit_error
@@ -245,7 +231,7 @@ class _Job:
     def _commit(self) -> None:
         with self._lock:
             if self._pending:
-                self._committer.commit(self._pending)
+                patiently(self._committer.commit, self._pending)
                 self._committed_units += self._pending_units
                 self._pending, self._pending_units = [], 0
                 self._report_progress()
@@ -280,7 +266,7 @@ class _Job:
             status=status,
             started_at=self._started_at,
         )
-        catalog.write_run_report(self._plan.paths, self._plan.run_id, report)
+        patiently(catalog.write_run_report, self._plan.paths, self._plan.run_id, report)
         return report
 
 
@@ -334,15 +320,27 @@ def _split(todo: pa.Table, decode_actors: int) -> list[pa.Table]:
 
 
 def _model_arguments(plan: JobPlan, pools: Pools) -> dict[str, object]:
-    dtype = plan.config.precision.model
     return {
         "checkpoint": plan.checkpoint,
         "device": pools.device,
-        "dtype": "float32" if dtype == "auto" else dtype,
+        "dtype": plan.config.precision.model,
+        "backend": plan.config.model.backend,
         "batch_size": pools.batch_size,
+        "expected_clips": expected_clips(plan) // pools.model_actors,
         "threads": pools.model_threads,
         "fusion": plan.config.sampling.fusion,
     }
+
+
+def expected_clips(plan: JobPlan) -> int:
+    """Roughly how many clips a job will score, by the size of its videos; opens none of them."""
+    sampling = plan.config.sampling
+    clips: int = plan.todo.num_rows
+    if sampling.mode == "windows":
+        frames = plan.checkpoint.num_frames * plan.decode_plan.frame_rate_divisor
+        hop_seconds = sampling.hop_seconds or frames / sampling.target_fps
+        clips += int(plan.todo_bytes / TYPICAL_BYTES_PER_SECOND / hop_seconds)
+    return clips * plan.decode_plan.views
 
 
 def _row_context(plan: JobPlan) -> RowContext:
@@ -359,14 +357,14 @@ def _row_context(plan: JobPlan) -> RowContext:
     )
 
 
-def _batches(plan: JobPlan, pools: Pools) -> Iterator[pa.Table]:
+def _batches(plan: JobPlan, todo: pa.Table, pools: Pools) -> Iterator[pa.Table]:
     """The pipeline's blocks as they come, on this very thread: an interrupt ends the pipeline.
 
     Raises:
         IndexerError: a stage failed; its own error where it has one, else ClusterError.
     """
     try:
-        dataset = build_dataset(plan, share_out(plan.todo, plan.decode_plan, pools), pools)
+        dataset = build_dataset(plan, share_out(todo, plan.decode_plan, pools), pools)
         for bundle in dataset.iter_internal_ref_bundles():
             yield from ray.get(list(bundle.block_refs))
     except RayError as error:

@@ -63,8 +63,11 @@ def build_report(
         "stage_seconds": {
             "fetch": round(counts.fetch_seconds, 3),
             "decode": round(counts.decode_seconds, 3),
-            "model": round(counts.model_seconds, 3),
+            "model": round(counts.model.busy_seconds, 3),
+            "model_wait": round(counts.model.wait_seconds, 3),
+            "compile": round(counts.model.compile_seconds, 3),
         },
+        "recomputed_batches": counts.model.recomputed_batches,
         "bottleneck": bottleneck(counts, pools),
         "cluster": None if pools is None else _cluster(pools),
         "config": plan.config.model_dump(mode="json")
@@ -83,7 +86,7 @@ def bottleneck(counts: Counts, pools: Pools | None) -> str | None:
         return None
     load = {
         "decode": (counts.fetch_seconds + counts.decode_seconds) / pools.decode_actors,
-        "model": counts.model_seconds / pools.model_actors,
+        "model": counts.model.busy_seconds / pools.model_actors,
     }
     return max(load, key=lambda stage: load[stage])
 

@@ -1,12 +1,12 @@
 """The model stage: decoded units in, scored units out."""
 
-import time
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from indexer.metrics import ModelEffort
 from indexer.model.classify import Classifier
 from indexer.model.fusion import fuse_views
 from indexer.records import ClipScores
@@ -20,15 +20,14 @@ def score_units(
     frames = blocks.frames_of(decoded, classifier.clip_shape_THWC)
     clips = pc.list_value_length(decoded.column("spans")).to_pylist()
     views = sum(map(len, frames))
+    before = _effort(classifier)
     if views == 0:
-        return blocks.with_scores(decoded, [None] * len(clips), [0.0] * len(clips))
-    started = time.perf_counter()
+        return blocks.with_scores(decoded, [None] * len(clips), ModelEffort())
     # One unit is the common case of a long video, and needs no copy.
     longest_NTHWC = max(frames, key=len)
     alone = len(longest_NTHWC) == views
     joined_NTHWC = longest_NTHWC if alone else np.concatenate(frames)
     all_scores = fuse_views(classifier.classify(joined_NTHWC), views // sum(clips), fusion)
-    seconds_per_clip = (time.perf_counter() - started) / sum(clips)
     ends = np.cumsum(clips)
     scores = [
         ClipScores(all_scores.logits_NK[end - n : end], all_scores.embeddings_ND[end - n : end])
@@ -36,4 +35,13 @@ def score_units(
         else None
         for n, end in zip(clips, ends, strict=True)
     ]
-    return blocks.with_scores(decoded, scores, [n * seconds_per_clip for n in clips])
+    return blocks.with_scores(decoded, scores, _effort(classifier) - before)
+
+
+def _effort(classifier: Classifier) -> ModelEffort:
+    return ModelEffort(
+        busy_seconds=classifier.busy_seconds,
+        wait_seconds=classifier.wait_seconds,
+        compile_seconds=classifier.compile_seconds,
+        recomputed_batches=classifier.recomputed_batches,
+    )

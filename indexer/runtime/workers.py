@@ -56,7 +56,9 @@ class ScoreUnits:
         *,
         device: str,
         dtype: str,
-        batch_size: int,
+        backend: Literal["native", "transformers"],
+        batch_size: int | None,
+        expected_clips: int,
         threads: int,
         fusion: Literal["probabilities", "logits"],
     ) -> None:
@@ -70,7 +72,12 @@ class ScoreUnits:
         self._fault: ModelError | None = None
         try:
             self._classifier = Classifier(
-                checkpoint, device=device, dtype=dtype, batch_size=batch_size
+                checkpoint,
+                device=device,
+                dtype=dtype,
+                backend=backend,
+                batch_size=batch_size,
+                expected_clips=expected_clips,
             )
         except ModelError as error:  # raised here, it would reach the driver as a dead actor's text
             self._fault = error

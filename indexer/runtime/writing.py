@@ -56,8 +56,7 @@ def write_units(
         UnitReceipt(u.ref.video_id, u.unit_index, u.units, u.failure is not None) for u in units
     )
     counts = sum((_counts_of(unit) for unit in units), Counts())
-    model_seconds = float(sum(scored.column("model_seconds").to_pylist()))
-    return WriteReceipt(files, receipts, counts + Counts(model_seconds=model_seconds))
+    return WriteReceipt(files, receipts, counts + Counts(model=blocks.effort_of(scored)))
 
 
 def _counts_of(unit: UnitOutcome) -> Counts:

@@ -72,6 +72,34 @@ VIDEO_CLIPS: Final = pa.schema(
     ]
 )  # fmt: skip
 
+PLACES: Final = pa.schema(
+    [
+        CLIPS.schema.field(name).with_nullable(True)
+        for name in ("clip_id", "video_id", "uri", "clip_index", "start_seconds", "end_seconds")
+    ]
+)
+SIMILAR: Final = pa.schema(
+    [
+        pa.field("similarity", pa.float64()),
+        *(
+            PLACES.field(n)
+            for n in ("uri", "start_seconds", "end_seconds", "clip_index", "clip_id")
+        ),
+    ]
+)
+CHOSEN_VIDEOS: Final = pa.schema([pa.field("video_id", pa.string())])
+
+CHOSEN_VIDEOS_SQL: Final = """
+    SELECT DISTINCT video_id FROM videos WHERE uri = $1 OR uri GLOB $1
+"""
+SHOWN_SQL: Final = """
+    SELECT * FROM places WHERE start_seconds <= $1 AND $1 < end_seconds
+    ORDER BY abs(start_seconds + end_seconds - 2 * $1), clip_index LIMIT 1
+"""
+SIMILAR_SQL: Final = """
+    SELECT similarity, uri, start_seconds, end_seconds, clip_index, clip_id
+    FROM found JOIN places USING (clip_id) ORDER BY similarity DESC, clip_id
+"""
 HITS_SQL: Final = """
     SELECT label, score, rank, uri, start_seconds, end_seconds, clip_index, clip_id
     FROM hits

@@ -1,161 +1,152 @@
 """The one committer of a job: makes data files visible in the Delta tables, all or none of a unit.
 
-A commit of files goes to the four tables one after the other, `clips` first and `videos` last, each
-with the same application transaction (run, sequence):
+A commit goes to the four tables one after the other, `clips` first and `videos` last, each with the
+same application transaction (writer, sequence):
 
-    clips       its files, and in the commit's own metadata the files of all four tables
+    clips       its files, and in the commit's own metadata the record of the whole commit
     embeddings  its files
     labels      its files
     videos      its files: from here on the units are done
 
-The `clips` commit is made even where no clip was indexed, with no file in it: what it records is
-all that is needed to finish a commit that was cut short. Each step is looked up in a fresh snapshot
-of the log before it is made, and again after any failure, so that making it twice does nothing.
+The commits to `clips` and to `videos` are made even where they have no file: what the first records
+is all that is needed to finish a commit that was cut short, and that the last has the same number
+says that it was not (`recovery`). A removal of videos is a commit like any other.
+
+Delta refuses a commit that names an application which a commit since the writer's snapshot has
+named; in a newer snapshot the writer sees the other's number. So a step is made at once on the
+snapshot in which its writer knows it to be missing, and after any failure it is looked up in a new
+one, so that making it twice does nothing.
+
+A writer is a shard of the model's videos. Its commits to `clips` name the epoch of its lease too.
+So an owner that slept through a take-over cannot begin a commit, and one that it had begun is the
+same whoever finishes it.
 """
 
-import bisect
-import json
+import contextlib
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.transaction import AddAction, RemoveAction
 
 from indexer import storage
-from indexer.errors import CommitConflict, CommitUnknown, StorageError
-from indexer.table.delta import (
-    LiveFile,
-    add_action,
-    live_files,
-    open_or_create,
-    reason,
-    remove_action,
-)
+from indexer.errors import CommitConflict, CommitFenced, CommitUnknown, StorageError
+from indexer.table.delta import add_action, live_files, open_or_create, reason
+from indexer.table.lease import Lease, taken_over
 from indexer.table.paths import IndexPaths
-from indexer.table.schema import CLIPS, LABELS, PARTITION, TABLES, TableSpec
-from indexer.table.write import DataFile, write_file
+from indexer.table.record import (
+    RECORD,
+    CommitRecord,
+    epoch_application,
+    sequence_application,
+)
+from indexer.table.removal import Actions, Removal, holds_any, removal_actions
+from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, PARTITION, TABLES, VIDEOS, TableSpec
+from indexer.table.write import DataFile
 
-RECORD: Final = "indexer.commit"
-"""Key of a commit's record in the metadata of its `clips` commit."""
+__all__ = [
+    "RECORD",
+    "CommitRecord",
+    "Committer",
+    "TableLogs",
+    "epoch_application",
+    "refresh",
+    "sequence_application",
+]
 
 _TRIES: Final = 8
 _FIRST_PAUSE_SECONDS: Final = 0.01
 
-Actions = list[AddAction | RemoveAction]
 
+class TableLogs:
+    """The four tables of an index as somebody who commits to them sees them."""
 
-class Committer:
-    """Commits the files of one run; a job has exactly one."""
-
-    def __init__(self, paths: IndexPaths, tag: str, run_id: str) -> None:
+    def __init__(self, paths: IndexPaths, tag: str) -> None:
         """Opens the tables, and makes those that are missing.
-
-        Args:
-            paths: of the index.
-            tag: the model's partition.
-            run_id: of the run; the application id of its transactions.
 
         Raises:
             StorageError: a table cannot be opened or made, or has other columns than ours.
         """
         self._paths = paths
         self._tag = tag
-        self._run_id = run_id
         self._tables = {name: open_or_create(paths, spec) for name, spec in TABLES.items()}
-        self._unfinished: tuple[DataFile, ...] = ()
-        self._sequence = 1 + (self._tables[CLIPS.name].transaction_version(run_id) or 0)
+        self._known_versions: dict[str, int] = {}  # snapshots that hold no step of a new commit
 
-    def commit(self, files: Sequence[DataFile]) -> None:
-        """Makes files visible: whole units, in all four tables.
-
-        After an error, the next call first finishes what this one had begun; a caller that wants
-        nothing else calls it again with the same files.
+    def finish(self, record: CommitRecord, *, is_new: bool = False) -> None:
+        """Makes every step of a commit that is not yet in the logs.
 
         Args:
-            files: of one or more units; of each unit the files of all its tables.
+            record: of the commit.
+            is_new: whether nobody can have made a step of it before; spares looks at the logs, each
+                of which reads a checkpoint and all entries since.
 
         Raises:
-            CommitConflict: other writers won every time; nothing is lost, commit again.
-            CommitUnknown: the log cannot be read; commit again when it can.
-            StorageError: the storage refuses the commit.
+            CommitConflict: other writers won every time; nothing is lost, try again.
+            CommitUnknown: a log cannot be read; try again when it can.
+            StorageError: the storage refuses.
         """
-        begun = self._unfinished
-        if begun:
-            self._finish(begun)
-        fresh = tuple(file for file in files if file not in begun)
-        if fresh:
-            self._finish(fresh)
+        name = record.removal
+        uri = None if name is None else self._paths.removal_json(record.tag, name)
+        for spec in TABLES.values():
+            own = [file for file in record.files if file.table == spec.name]
+            if own or uri is not None or spec in (CLIPS, VIDEOS):
+                self._apply(spec, record, own, uri, is_new=is_new)
+        if uri is not None:
+            storage.delete(uri)
 
-    def remove_videos(self, video_ids: Collection[str], uris: Collection[str]) -> None:
-        """Takes all rows of some videos out of this model's partition, outcomes last.
-
-        Until their outcomes are gone, the videos still count as indexed with their old content, so
-        that a run after a crash finds them changed and removes the rest before it indexes anew.
+    def fence(self, epochs: Mapping[str, int]) -> None:
+        """Makes the tables refuse what owners of earlier epochs have not begun to commit.
 
         Args:
-            video_ids: of the videos.
-            uris: of the same videos; `labels` knows them by these only.
+            epochs: by application id; see `epoch_application`.
 
         Raises:
-            CommitConflict: other writers won every time; call it again.
-            StorageError: the storage cannot be read, or refuses.
+            StorageError: as `finish`.
         """
-        for spec in TABLES.values():
-            keys = sorted(uris) if spec is LABELS else sorted(video_ids)
-            self._remove(spec, "uri" if spec is LABELS else "video_id", keys)
+        clips = self._tables[CLIPS.name]
+        properties = CommitProperties(
+            app_transactions=[Transaction(name, epoch) for name, epoch in epochs.items()]
+        )
 
-    def _finish(self, files: tuple[DataFile, ...]) -> None:
-        self._unfinished = files
-        for spec in TABLES.values():
-            own = tuple(file for file in files if file.table == spec.name)
-            if spec is CLIPS:
-                self._apply(spec, own, {RECORD: self._record(files)})
-            elif own:
-                self._apply(spec, own, {})
-        self._unfinished = ()
-        self._sequence += 1
+        def fenced() -> bool:
+            refresh(clips)
+            return all((clips.transaction_version(a) or 0) >= e for a, e in epochs.items())
 
-    def _record(self, files: Sequence[DataFile]) -> str:
-        content = {
-            "run_id": self._run_id,
-            "sequence": self._sequence,
-            "files": [file.to_json() for file in files],
-        }
-        return json.dumps(content)
+        self._until_applied(CLIPS, fenced, list, properties)
 
     def _apply(
-        self, spec: TableSpec, files: Sequence[DataFile], metadata: Mapping[str, str]
+        self,
+        spec: TableSpec,
+        record: CommitRecord,
+        files: Sequence[DataFile],
+        removal_uri: str | None,
+        *,
+        is_new: bool,
     ) -> None:
         """Makes one table's commit, unless it is in the log."""
         properties = CommitProperties(
-            app_transactions=[Transaction(self._run_id, self._sequence)],
-            custom_metadata=dict(metadata),
+            app_transactions=self._transactions(spec, record),
+            custom_metadata={RECORD: record.to_json()} if spec is CLIPS else None,
         )
 
-        def missing() -> Actions:
-            return [add_action(file, self._tag) for file in files]
+        def actions() -> Actions:
+            added: Actions = [add_action(file, record.tag) for file in files]
+            if removal_uri is None:
+                return added
+            removal = Removal.read(removal_uri)
+            table, writer = self._tables[spec.name], f"{record.run_id}-rest"
+            rest = removal_actions(table, spec, self._paths, record.tag, removal, writer)
+            return rest + added
 
         def applied() -> bool:
-            return self._is_applied(spec, files)
+            return self._is_applied(spec, record, files)
 
-        self._until_applied(spec, applied, missing, properties)
+        self._until_applied(spec, applied, actions, properties, is_new=is_new)
 
-    def _remove(self, spec: TableSpec, column: str, keys: Sequence[str]) -> None:
-        """Replaces every file that holds one of the keys by one without it."""
-        table = self._tables[spec.name]
-        plan: Actions = []
-
-        def done() -> bool:
-            _refresh(table)
-            plan[:] = self._without(spec, table, column, keys)
-            return not plan
-
-        self._until_applied(spec, done, lambda: plan, CommitProperties())
+    def _transactions(self, _spec: TableSpec, record: CommitRecord) -> list[Transaction]:
+        return [Transaction(record.application, record.sequence)]
 
     def _until_applied(
         self,
@@ -163,14 +154,19 @@ class Committer:
         applied: Callable[[], bool],
         actions: Callable[[], Actions],
         properties: CommitProperties,
+        *,
+        is_new: bool = False,
     ) -> None:
         """Tries again as long as other writers win; after any failure the log decides."""
         uri = storage.redact(self._paths.table(spec.name))
         for attempt in range(_TRIES):
-            if applied():
-                return
+            if not (is_new and attempt == 0 and self._is_known(spec)):
+                if applied():
+                    return
+                self._known_versions[spec.name] = self._tables[spec.name].version()
             try:
                 self._write(spec, actions(), properties)
+                self._remember(spec)
             except CommitFailedError:
                 time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt)
             except (DeltaError, OSError) as error:
@@ -193,53 +189,172 @@ class Committer:
             commit_properties=properties,
         )
 
-    def _is_applied(self, spec: TableSpec, files: Sequence[DataFile]) -> bool:
-        """Whether a fresh snapshot holds this transaction of this run."""
+    def _is_known(self, spec: TableSpec) -> bool:
+        return self._known_versions.get(spec.name) == self._tables[spec.name].version()
+
+    def _remember(self, spec: TableSpec) -> None:
+        """Takes the next version for known; with another's write between, ours has a later one."""
         table = self._tables[spec.name]
-        _refresh(table)
-        found = table.transaction_version(self._run_id) or 0
-        if found < self._sequence:
+        if self._is_known(spec):
+            self._known_versions[spec.name] = table.version() + 1
+        with contextlib.suppress(CommitUnknown):  # the write is done; the next one looks again
+            refresh(table)
+
+    def _is_applied(
+        self, spec: TableSpec, record: CommitRecord, _files: Sequence[DataFile]
+    ) -> bool:
+        """Whether a fresh snapshot holds this transaction of this writer."""
+        table = self._tables[spec.name]
+        refresh(table)
+        return (table.transaction_version(record.application) or 0) >= record.sequence
+
+
+class Committer(TableLogs):
+    """Commits the files of one run; a job has exactly one."""
+
+    def __init__(
+        self, paths: IndexPaths, tag: str, run_id: str, lease: Lease | None = None
+    ) -> None:
+        """Opens the tables, and makes those that are missing.
+
+        Args:
+            paths: of the index.
+            tag: the model's partition.
+            run_id: of the run.
+            lease: of the shard that it writes; without one, nothing keeps other writers off.
+
+        Raises:
+            StorageError: a table cannot be opened or made, or has other columns than ours, or the
+                writer's last commit is half done and waits for `recovery.recover`.
+        """
+        super().__init__(paths, tag)
+        self._run_id = run_id
+        self._lease = lease
+        self._writer = lease.writer if lease else run_id
+        self._unfinished: CommitRecord | None = None
+        application = sequence_application(tag, self._writer)
+        begun, done = (
+            self._tables[spec.name].transaction_version(application) or 0
+            for spec in (CLIPS, VIDEOS)
+        )
+        if begun != done:
+            message = (
+                f"{storage.redact(paths.root_uri)}: commit {begun} of {self._writer} is half done;"
+                " finish it with: indexer verify --repair"
+            )
+            raise StorageError(message)
+        self._sequence = 1 + done
+        self._check_epoch()
+        self._known_versions = {name: table.version() for name, table in self._tables.items()}
+
+    def commit(self, files: Sequence[DataFile]) -> None:
+        """Makes files visible: whole units, in all four tables.
+
+        After an error, the next call first finishes what this one had begun; a caller that wants
+        nothing else calls it again with the same files.
+
+        Args:
+            files: of one or more units; of each unit the files of all its tables.
+
+        Raises:
+            CommitConflict: other writers won every time; nothing is lost, commit again.
+            CommitFenced: another job has taken this one's place.
+            CommitUnknown: the log cannot be read; commit again when it can.
+            StorageError: the storage refuses the commit, or a file of a unit is missing.
+        """
+        begun = self._finish_begun()
+        fresh = tuple(file for file in files if file not in begun)
+        if fresh:
+            _check_whole(fresh)
+            self._begin(self._record(files=fresh), is_new=True)
+
+    def remove_videos(self, video_ids: Collection[str], uris: Collection[str]) -> None:
+        """Takes all rows of some videos out of this model's partition.
+
+        A removal that is cut short is finished like any commit, so that no crash leaves the
+        outcome of a video without its clips.
+
+        Args:
+            video_ids: of the videos.
+            uris: of the same videos; `labels` knows them by these only.
+
+        Raises:
+            StorageError: as `commit`.
+        """
+        self._finish_begun()
+        removal = Removal(tuple(sorted(video_ids)), tuple(sorted(uris)))
+        if not self._holds_any(removal):
+            return
+        name = f"{self._run_id}-{uuid.uuid4().hex[:12]}"
+        removal.write(self._paths.removal_json(self._tag, name))
+        self._begin(self._record(removal=name))
+
+    def _holds_any(self, removal: Removal) -> bool:
+        for spec in TABLES.values():
+            table = self._tables[spec.name]
+            refresh(table)
+            if holds_any(table, spec, self._paths, self._tag, removal):
+                return True
+        return False
+
+    def _record(
+        self, *, files: tuple[DataFile, ...] = (), removal: str | None = None
+    ) -> CommitRecord:
+        return CommitRecord(self._tag, self._writer, self._run_id, self._sequence, files, removal)
+
+    def _finish_begun(self) -> tuple[DataFile, ...]:
+        begun = self._unfinished
+        if begun is None:
+            return ()
+        self._begin(begun)
+        return begun.files
+
+    def _begin(self, record: CommitRecord, *, is_new: bool = False) -> None:
+        if self._lease is not None:
+            self._lease.check()
+        self._unfinished = record
+        self.finish(record, is_new=is_new)
+        self._unfinished = None
+        self._sequence += 1
+
+    def _transactions(self, spec: TableSpec, record: CommitRecord) -> list[Transaction]:
+        transactions = super()._transactions(spec, record)
+        if self._lease is not None and spec is CLIPS:
+            application = epoch_application(self._tag, self._writer)
+            transactions.append(Transaction(application, self._lease.epoch))
+        return transactions
+
+    def _is_applied(self, spec: TableSpec, record: CommitRecord, files: Sequence[DataFile]) -> bool:
+        applied = super()._is_applied(spec, record, files)
+        table = self._tables[spec.name]
+        if spec is CLIPS:
+            self._check_epoch()
+        if not applied:
             return False
-        live = {file.path for file in live_files(table, self._tag)}
+        live = {file.path for file in live_files(table, self._tag)} if files else set()
         if not live.issuperset(file.path for file in files):
             message = (
-                f"{storage.redact(table.table_uri)}: run {self._run_id} has made transaction"
-                f" {found} with other files; do two jobs use one run id?"
+                f"{storage.redact(table.table_uri)}: {self._writer} has made transaction"
+                f" {record.sequence} with other files; do two jobs use one run id?"
             )
             raise CommitConflict(message)
         return True
 
-    def _without(
-        self, spec: TableSpec, table: DeltaTable, column: str, keys: Sequence[str]
-    ) -> Actions:
-        """Writes what is left of the files that hold a key; nothing where none does."""
-        actions: Actions = []
-        key_set = pa.array(keys, pa.string())
-        for file in live_files(table, self._tag):
-            if not _may_hold(file, column, keys):
-                continue
-            rows = self._read(spec, file)
-            kept = rows.filter(pc.invert(pc.is_in(rows[column], value_set=key_set)))
-            if kept.num_rows == rows.num_rows:
-                continue
-            actions.append(remove_action(file, self._tag))
-            if kept.num_rows:
-                writer = f"{self._run_id}-rest"
-                rest = write_file(kept, spec, self._paths, self._tag, writer)
-                actions.append(add_action(rest, self._tag))
-        return actions
-
-    def _read(self, spec: TableSpec, file: LiveFile) -> pa.Table:
-        uri = self._paths.data_file(spec.name, file.path)
-        try:
-            content = storage.read_bytes(uri)
-            return pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True).read()
-        except (OSError, pa.ArrowInvalid) as error:
-            message = f"{storage.redact(uri)} is missing or damaged: {error}"
-            raise StorageError(message) from error
+    def _check_epoch(self) -> None:
+        if self._lease is None:
+            return
+        clips = self._tables[CLIPS.name]
+        epoch = clips.transaction_version(epoch_application(self._tag, self._writer)) or 0
+        if epoch > self._lease.epoch:
+            raise CommitFenced(taken_over(self._paths, self._writer))
 
 
-def _refresh(table: DeltaTable) -> None:
+def refresh(table: DeltaTable) -> None:
+    """Brings a table to its newest snapshot.
+
+    Raises:
+        CommitUnknown: the log cannot be read.
+    """
     try:
         table.update_incremental()
     except (DeltaError, OSError) as error:
@@ -250,8 +365,12 @@ def _refresh(table: DeltaTable) -> None:
         raise CommitUnknown(message) from error
 
 
-def _may_hold(file: LiveFile, column: str, keys: Sequence[str]) -> bool:
-    """Whether one of the sorted keys lies within the file's bounds."""
-    first = bisect.bisect_left(keys, file.lower.get(column, ""))
-    upper = file.upper.get(column)
-    return first < len(keys) and (upper is None or keys[first] <= upper)
+def _check_whole(files: Sequence[DataFile]) -> None:
+    """Refuses files of units of which a table's file was lost on the way."""
+    rows = dict.fromkeys(TABLES, 0)
+    for file in files:
+        rows[file.table] += file.rows
+    clips = rows[CLIPS.name]
+    if rows[EMBEDDINGS.name] != clips or rows[LABELS.name] < clips or not rows[VIDEOS.name]:
+        message = f"the files of a commit do not hold whole units: {rows}; report this as a fault"
+        raise StorageError(message)

@@ -33,6 +33,8 @@ class LiveFile:
         rows: number of rows.
         lower: lower bound of each column, where the log has one.
         upper: upper bound of each column, where the log has one.
+        nulls: number of nulls of each column, where the log has one.
+        tag: the model's partition.
     """
 
     path: str
@@ -40,6 +42,8 @@ class LiveFile:
     rows: int
     lower: dict[str, Any]
     upper: dict[str, Any]
+    nulls: dict[str, int]
+    tag: str
 
 
 @contextlib.contextmanager
@@ -117,32 +121,46 @@ def live_files(table: DeltaTable, tag: str | None = None) -> list[LiveFile]:
             rows=action["num_records"],
             lower=_bounds(action, "min."),
             upper=_bounds(action, "max."),
+            nulls=_bounds(action, "null_count."),
+            tag=action[f"partition.{PARTITION}"],
         )
         for action in actions
         if tag is None or action[f"partition.{PARTITION}"] == tag
     ]
 
 
-def add_action(file: DataFile, tag: str) -> AddAction:
-    """Makes a written file part of its table."""
+def add_action(file: DataFile, tag: str, *, data_change: bool = True) -> AddAction:
+    """Makes a written file part of its table.
+
+    Args:
+        file: that was written.
+        tag: the model's partition.
+        data_change: False where its rows were in the table before, in other files.
+    """
     return AddAction(
         path=file.path,
         size=file.size_bytes,
         partition_values={PARTITION: tag},
         modification_time=_now_ms(),
-        data_change=True,
+        data_change=data_change,
         stats=file.stats_json,
     )
 
 
-def remove_action(file: LiveFile, tag: str) -> RemoveAction:
-    """Takes a file out of its table; its bytes stay until vacuum."""
+def remove_action(file: LiveFile, tag: str, *, data_change: bool = True) -> RemoveAction:
+    """Takes a file out of its table; its bytes stay until vacuum.
+
+    Args:
+        file: of the snapshot.
+        tag: the model's partition.
+        data_change: False where its rows stay in the table, in other files.
+    """
     return RemoveAction(
         path=file.path,
         size=file.size_bytes,
         partition_values={PARTITION: tag},
         deletion_timestamp=_now_ms(),
-        data_change=True,
+        data_change=data_change,
     )
 
 

@@ -59,6 +59,30 @@ class IndexPaths:
         """Report of one run."""
         return storage.join(self.runs, f"{run_id}.json")
 
+    def leases(self, tag: str) -> str:
+        """Folder of who writes rows of one model, with a folder for each writer."""
+        return storage.join(self.root_uri, "leases", tag)
+
+    def writer_leases(self, tag: str, writer: str) -> str:
+        """Folder of one writer's leases, one object for each epoch."""
+        return storage.join(self.leases(tag), writer)
+
+    def lease_json(self, tag: str, writer: str, epoch: int) -> str:
+        """The lease of one owner."""
+        return storage.join(self.writer_leases(tag, writer), f"{epoch:08d}.json")
+
+    def removals(self, tag: str) -> str:
+        """Folder of the lists of videos whose rows of one model are being removed."""
+        return storage.join(self.root_uri, "removals", tag)
+
+    def removal_json(self, tag: str, name: str) -> str:
+        """One such list."""
+        return storage.join(self.removals(tag), f"{name}.json")
+
+    def partition(self, table: str, tag: str) -> str:
+        """Folder of one model's data files in one table."""
+        return storage.join(self.table(table), partition_folder(tag))
+
     def table(self, name: str) -> str:
         """Root of one Delta table."""
         return storage.join(self.root_uri, name)

@@ -5,7 +5,6 @@ what it answers.
 """
 
 import difflib
-from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final, Self
@@ -15,11 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
-from indexer.config import fingerprint_digest
 from indexer.errors import QueryError
 from indexer.table import catalog
 from indexer.table.answers import (
     BEST_SEGMENTS_SQL,
+    CHOSEN_VIDEOS,
+    CHOSEN_VIDEOS_SQL,
     COUNTS,
     COUNTS_SQL,
     ERRORS,
@@ -28,16 +28,22 @@ from indexer.table.answers import (
     HITS_SQL,
     LABEL_COUNTS,
     LABELS_SQL,
+    PLACES,
+    SHOWN_SQL,
+    SIMILAR,
+    SIMILAR_SQL,
     VIDEO_CLIPS,
     VIDEO_STATES,
     VIDEOS_SQL,
 )
-from indexer.table.delta import live_files, open_table
+from indexer.table.delta import open_table
 from indexer.table.paths import IndexPaths
 from indexer.table.read import ask, model_rows, read
 from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, TABLES, VIDEOS
 from indexer.table.segments import SEGMENTS, SEGMENTS_VIEW, merge_windows
+from indexer.table.similar import nearest
 from indexer.table.sql import run_query
+from indexer.table.status import describe
 from indexer.table.vocabulary import matching_labels
 
 _NEAR_VIDEOS: Final = 3
@@ -186,16 +192,56 @@ class LabelIndex:
             QueryError: no video, or several, have this uri.
             StorageError: the index cannot be read.
         """
-        uris = sorted(set(self.videos()["uri"].to_pylist()))
-        found = [uri] if uri in uris else [known for known in uris if known.endswith(uri)]
-        if len(found) != 1:
-            near = found or difflib.get_close_matches(uri, uris, n=_NEAR_VIDEOS)
-            hint = f"; did you mean {', '.join(near[:_NEAR_VIDEOS])}?" if near else ""
-            message = f"{len(found) or 'no'} videos of {self.uri} are called {uri!r}{hint}"
-            raise QueryError(message)
-        clips = model_rows(self._tables[CLIPS.name], self.tag, ("uri", "=", found[0]))
-        rows = read(clips, VIDEO_CLIPS.names, pc.field("uri") == found[0])
+        name = self._video_uri(uri)
+        clips = model_rows(self._tables[CLIPS.name], self.tag, ("uri", "=", name))
+        rows = read(clips, VIDEO_CLIPS.names, pc.field("uri") == name)
         return ask("SELECT * FROM clips ORDER BY clip_index", VIDEO_CLIPS, clips=rows)
+
+    def similar(
+        self,
+        clip: str,
+        *,
+        top: int = 10,
+        distinct_videos: bool = False,
+        video: str | None = None,
+    ) -> pa.Table:
+        """The clips that look most like one clip, by the cosine of their embeddings.
+
+        All embeddings are compared; memory does not grow with their number.
+
+        Args:
+            clip: a clip id, or `URI@SECONDS`: the clip of that video that shows this moment, where
+                a part of the uri will do if no other video's ends with it.
+            top: at most this many.
+            distinct_videos: only the best clip of each video, and none of the clip's own.
+            video: answers from videos of this uri or glob only, as in `search`.
+
+        Returns:
+            Columns `SIMILAR`: the best first, of equal ones by clip id; not the clip itself.
+
+        Raises:
+            QueryError: there is no such clip, or an argument is impossible.
+            StorageError: the index cannot be read.
+        """
+        _check_search(0.0, top)
+        clips = self._clips(pc.field("clip_id") == clip) if "@" not in clip else self._shown(clip)
+        if clips.num_rows != 1:
+            message = f"{self.uri} has no clip {clip!r}; give a clip id or URI@SECONDS"
+            raise QueryError(message)
+        clip_id, video_id = clips["clip_id"][0].as_py(), clips["video_id"][0].as_py()
+        rows = self.rows(EMBEDDINGS.name)
+        is_clip = (pc.field("video_id") == video_id) & (pc.field("clip_id") == clip_id)
+        embedding = read(rows, ["embedding"], is_clip)["embedding"][0].values
+        if video is not None:
+            chosen = ask(CHOSEN_VIDEOS_SQL, CHOSEN_VIDEOS, video, videos=self.rows(VIDEOS.name))
+            rows = rows.filter(pc.field("video_id").isin(chosen["video_id"].combine_chunks()))
+        if distinct_videos:
+            rows = rows.filter(pc.field("video_id") != video_id)
+        found = nearest(
+            rows, embedding, top=top, without=[clip_id], distinct_videos=distinct_videos
+        )
+        places = self._clips(pc.field("clip_id").isin(found["clip_id"].combine_chunks()))
+        return ask(SIMILAR_SQL, SIMILAR, found=found, places=places)
 
     def sql(
         self, query: str, *, timeout_seconds: float = 60.0, memory_bytes: int = 2 * 2**30
@@ -215,10 +261,10 @@ class LabelIndex:
             StorageError: the index cannot be read.
         """
         rows: dict[str, pa.Table | ds.Dataset | str] = {
-            "clips": self._rows(CLIPS.name),
-            "embeddings": self._rows(EMBEDDINGS.name),
-            "labels": self._rows(LABELS.name),
-            "videos": self._rows(VIDEOS.name),
+            "clips": self.rows(CLIPS.name),
+            "embeddings": self.rows(EMBEDDINGS.name),
+            "labels": self.rows(LABELS.name),
+            "videos": self.rows(VIDEOS.name),
             "postings": "SELECT * FROM labels",
             "segments": SEGMENTS_VIEW,
             "errors": "SELECT * FROM videos WHERE status = 'failed'",
@@ -227,7 +273,7 @@ class LabelIndex:
 
     def labels(self) -> pa.Table:
         """Labels that some clip has, the most frequent first; columns `LABEL_COUNTS`."""
-        return ask(LABELS_SQL, LABEL_COUNTS, labels=self._rows(LABELS.name))
+        return ask(LABELS_SQL, LABEL_COUNTS, labels=self.rows(LABELS.name))
 
     def videos(self) -> pa.Table:
         """One row for each video, by uri; columns `VIDEO_STATES`.
@@ -235,7 +281,7 @@ class LabelIndex:
         `status` is `indexed` where all units are, `failed` where a unit's latest attempt failed,
         `incomplete` where units have had no outcome yet.
         """
-        return ask(VIDEOS_SQL, VIDEO_STATES, videos=self._rows(VIDEOS.name))
+        return ask(VIDEOS_SQL, VIDEO_STATES, videos=self.rows(VIDEOS.name))
 
     def errors(self, code: str | None = None) -> pa.Table:
         """Units whose latest attempt failed, by code and uri; columns `ERRORS`.
@@ -243,38 +289,47 @@ class LabelIndex:
         Args:
             code: only this error code.
         """
-        return ask(ERRORS_SQL, ERRORS, code, videos=self._rows(VIDEOS.name))
+        return ask(ERRORS_SQL, ERRORS, code, videos=self.rows(VIDEOS.name))
 
     def status(self) -> dict[str, Any]:
         """What the index holds, as a JSON object."""
-        videos = self.videos()
-        indexed = videos.filter(pc.field("status") == "indexed")
-        seconds = pc.sum(indexed["duration_seconds"]).as_py() or 0.0
-        return {
-            "index": self.uri,
-            "model": self.tag,
-            "videos": {
-                status: pc.sum(pc.equal(videos["status"], status)).as_py() or 0
-                for status in ("indexed", "failed", "incomplete")
-            },
-            "clips": pc.sum(videos["clips"]).as_py() or 0,
-            "hours": seconds / 3600,
-            "errors": dict(sorted(Counter(self.errors()["error_code"].to_pylist()).items())),
-            "tables": {name: self._size(name) for name in TABLES},
-            "models": [_summary(model) for model in catalog.models(self._paths)],
-            "runs": list(catalog.read_run_reports(self._paths)),
-        }
+        facts = {"index": self.uri, "model": self.tag}
+        return facts | describe(
+            self._paths,
+            self.tag,
+            {name: self._tables[name] for name in TABLES},
+            videos=self.videos(),
+            errors=self.errors(),
+        )
 
-    def _rows(self, table: str) -> ds.Dataset:
+    def rows(self, table: str) -> ds.Dataset:
+        """All rows of `clips`, `embeddings`, `labels` or `videos`, to be read in pieces."""
         return model_rows(self._tables[table], self.tag)
 
-    def _size(self, table: str) -> dict[str, int]:
-        files = live_files(self._tables[table], self.tag)
-        return {
-            "files": len(files),
-            "bytes": sum(file.size_bytes for file in files),
-            "rows": sum(file.rows for file in files),
-        }
+    def _clips(self, wanted: pc.Expression) -> pa.Table:
+        return read(self.rows(CLIPS.name), PLACES.names, wanted)
+
+    def _shown(self, moment: str) -> pa.Table:
+        """The clip that shows a moment of a video; of several, the one around it."""
+        uri, _, text = moment.rpartition("@")
+        try:
+            seconds = float(text)
+        except ValueError as error:
+            message = f"{moment!r}: behind the last @ there should be seconds, not {text!r}"
+            raise QueryError(message) from error
+        shown = self._clips(pc.field("uri") == self._video_uri(uri))
+        return ask(SHOWN_SQL, PLACES, seconds, places=shown)
+
+    def _video_uri(self, name: str) -> str:
+        """The uri of the one video that has it or ends with it."""
+        uris = sorted(set(self.videos()["uri"].to_pylist()))
+        found = [name] if name in uris else [known for known in uris if known.endswith(name)]
+        if len(found) != 1:
+            near = found or difflib.get_close_matches(name, uris, n=_NEAR_VIDEOS)
+            hint = f"; did you mean {', '.join(near[:_NEAR_VIDEOS])}?" if near else ""
+            message = f"{len(found) or 'no'} videos of {self.uri} are called {name!r}{hint}"
+            raise QueryError(message)
+        return found[0]
 
     def _named(self, label: str | Sequence[str]) -> tuple[str, ...]:
         """The labels that are meant, each once."""
@@ -307,16 +362,3 @@ def _check_search(min_score: float, top: int | None) -> None:
     if top is not None and top < 1:
         message = f"top = {top} asks for no clip; give 1 or more"
         raise QueryError(message)
-
-
-def _summary(model: catalog.RegisteredModel) -> dict[str, Any]:
-    facts = model.fingerprint.get("model", {})
-    return {
-        "tag": model.tag,
-        "created_at": model.created_at,
-        "id": facts.get("id"),
-        "revision": facts.get("revision"),
-        "sampling": model.fingerprint.get("sampling", {}).get("mode"),
-        "labels": len(model.labels),
-        "fingerprint": fingerprint_digest(model.fingerprint)[:12],
-    }

@@ -240,7 +240,8 @@ def _embedding_rows(
         if context.keep_logits
         else [None] * len(clips),
     }
-    return pa.table(columns, schema=EMBEDDINGS.data_schema)
+    table = pa.table(columns, schema=EMBEDDINGS.data_schema)
+    return table.take(pc.sort_indices(table, sort_keys=list(EMBEDDINGS.order)))
 
 
 def _label_rows(clips: Sequence[_Clip], kept: _Kept) -> pa.Table:

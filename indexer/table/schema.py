@@ -2,7 +2,7 @@
 
 Only types that Delta, Spark, DuckDB, Polars and pandas share. Lists name their field `element`, as
 Delta does. A column that may be null says so; everything else is required. No float is ever NaN or
-infinite: a unit whose model output is not finite becomes a failure (`write.checked`).
+infinite: a unit whose model output is not finite becomes a failure (`rows.checked`).
 """
 
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ EMBEDDINGS: Final = TableSpec(
             _column(PARTITION, pa.string()),
         ]
     ),
-    order=(),  # in the order of their clips: by (uri, clip_index), although it has no uri
+    order=(("video_id", "ascending"), ("clip_index", "ascending")),
     row_group_rows=4 * 1024,
 )
 

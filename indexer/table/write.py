@@ -7,7 +7,8 @@ a checksum.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Self
@@ -23,6 +24,7 @@ from indexer.table.schema import TABLES, TableSpec
 Bound = str | float | None
 
 _STAT_CHARS: Final = 256
+_DIGEST_IN_NAME: Final = re.compile(r"-([0-9a-f]{16})\.parquet$")
 _LAST_CHARACTER: Final = "\U0010ffff"
 
 
@@ -86,18 +88,43 @@ def write_file(
     Raises:
         StorageError: the file cannot be written.
     """
-    content = parquet_bytes(table, spec)
-    sha256 = hashlib.sha256(content).hexdigest()
-    path = data_file_path(tag, writer, sha256)
-    storage.write_bytes(paths.data_file(spec.name, path), content)
-    return DataFile(
-        table=spec.name,
-        path=path,
-        size_bytes=len(content),
-        rows=table.num_rows,
-        sha256=sha256,
-        stats_json=stats_json(table, spec),
-    )
+    part = _Part(spec)
+    part.add(table)
+    return part.publish(paths, tag, writer)
+
+
+def write_sorted(
+    chunks: Iterable[pa.Table],
+    spec: TableSpec,
+    paths: IndexPaths,
+    tag: str,
+    writer: str,
+    target_bytes: int,
+) -> Iterator[DataFile]:
+    """Writes a stream of rows as files of about one size; holds one file and one row group.
+
+    Args:
+        chunks: the rows, in the order of the table, in pieces of any size.
+        spec: of the table.
+        paths: of the index.
+        tag: the model's partition.
+        writer: who writes them, part of the files' names.
+        target_bytes: a file ends with the row group that reaches this size.
+
+    Yields:
+        Each file once it is written.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    part = _Part(spec)
+    for group in _row_groups(chunks, spec, target_bytes):
+        part.add(group)
+        if part.size_bytes >= target_bytes:
+            yield part.publish(paths, tag, writer)
+            part = _Part(spec)
+    if part.rows:
+        yield part.publish(paths, tag, writer)
 
 
 def parquet_bytes(table: pa.Table, spec: TableSpec) -> bytes:
@@ -106,39 +133,134 @@ def parquet_bytes(table: pa.Table, spec: TableSpec) -> bytes:
     Raises:
         ValueError: the columns are not those of the table.
     """
-    if not table.schema.equals(spec.data_schema):
-        message = f"{spec.name}: the columns are {table.schema}, not {spec.data_schema}"
-        raise ValueError(message)
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=spec.row_group_rows,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=_leaves(spec, pa.types.is_string),
-        use_byte_stream_split=_leaves(spec, pa.types.is_floating),
-        write_statistics=[name for name in spec.data_schema.names if not _is_list(spec, name)],
-        write_page_checksum=True,
-    )
-    return bytes(sink.getvalue())
+    part = _Part(spec)
+    part.add(table)
+    return part.content()
 
 
 def stats_json(table: pa.Table, spec: TableSpec) -> str:
-    """Delta's statistics of a file, by which readers skip it: rows, nulls and bounds.
+    """Delta's statistics of a file, by which readers skip it: rows, nulls and bounds."""
+    statistics = FileStatistics(spec)
+    statistics.add(table)
+    return statistics.to_json()
+
+
+def digest_in_name(path: str) -> str | None:
+    """The beginning of a data file's sha256 that its name carries; None for a foreign name."""
+    found = _DIGEST_IN_NAME.search(path)
+    return found[1] if found else None
+
+
+class FileStatistics:
+    """Delta's statistics of a file whose rows come in pieces.
 
     Every column but a list has bounds: `DeltaTable.to_pyarrow_dataset` takes a missing
     bound for null, and drops the whole file from any answer that filters by the column.
     """
-    names = [name for name in spec.data_schema.names if not _is_list(spec, name)]
-    bounds = {name: pc.min_max(table[name]).as_py() for name in names}
-    stats = {
-        "numRecords": table.num_rows,
-        "minValues": _present({name: _lower_bound(bounds[name]["min"]) for name in names}),
-        "maxValues": _present({name: _upper_bound(bounds[name]["max"]) for name in names}),
-        "nullCount": {name: table[name].null_count for name in names},
-    }
-    return json.dumps(stats, allow_nan=False)
+
+    def __init__(self, spec: TableSpec) -> None:
+        """Begins with no rows."""
+        names = [name for name in spec.data_schema.names if not _is_list(spec, name)]
+        self.rows = 0
+        self._bounds: dict[str, tuple[Any, Any]] = dict.fromkeys(names, (None, None))
+        self._nulls = dict.fromkeys(names, 0)
+
+    def add(self, table: pa.Table) -> None:
+        """Takes some more rows into account."""
+        self.rows += table.num_rows
+        for name, (low, high) in self._bounds.items():
+            found = pc.min_max(table[name]).as_py()
+            self._bounds[name] = (
+                min((v for v in (low, found["min"]) if v is not None), default=None),
+                max((v for v in (high, found["max"]) if v is not None), default=None),
+            )
+            self._nulls[name] += table[name].null_count
+
+    def to_json(self) -> str:
+        """As the log holds them."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of `to_json`."""
+        return {
+            "numRecords": self.rows,
+            "minValues": _present({n: _lower_bound(b[0]) for n, b in self._bounds.items()}),
+            "maxValues": _present({n: _upper_bound(b[1]) for n, b in self._bounds.items()}),
+            "nullCount": self._nulls,
+        }
+
+
+class _Part:
+    """One data file in the making."""
+
+    def __init__(self, spec: TableSpec) -> None:
+        self._spec = spec
+        self._statistics = FileStatistics(spec)
+        self._sink = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            spec.data_schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=_leaves(spec, pa.types.is_string),
+            use_byte_stream_split=_leaves(spec, pa.types.is_floating),
+            write_statistics=[name for name in spec.data_schema.names if not _is_list(spec, name)],
+            write_page_checksum=True,
+        )
+
+    @property
+    def rows(self) -> int:
+        return self._statistics.rows
+
+    @property
+    def size_bytes(self) -> int:
+        return int(self._sink.tell())
+
+    def add(self, table: pa.Table) -> None:
+        if not table.schema.equals(self._spec.data_schema):
+            message = (
+                f"{self._spec.name}: the columns are {table.schema}, not {self._spec.data_schema}"
+            )
+            raise ValueError(message)
+        self._writer.write_table(table, row_group_size=self._spec.row_group_rows)
+        self._statistics.add(table)
+
+    def content(self) -> bytes:
+        self._writer.close()
+        return bytes(self._sink.getvalue())
+
+    def publish(self, paths: IndexPaths, tag: str, writer: str) -> DataFile:
+        content = self.content()
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = data_file_path(tag, writer, sha256)
+        storage.write_bytes(paths.data_file(self._spec.name, path), content)
+        return DataFile(
+            table=self._spec.name,
+            path=path,
+            size_bytes=len(content),
+            rows=self.rows,
+            sha256=sha256,
+            stats_json=self._statistics.to_json(),
+        )
+
+
+def _row_groups(chunks: Iterable[pa.Table], spec: TableSpec, most_bytes: int) -> Iterator[pa.Table]:
+    """Cuts a stream of rows into full row groups, none larger than a file shall be."""
+    held: list[pa.Table] = []
+    rows = held_bytes = 0
+    for chunk in chunks:
+        piece = chunk
+        while piece.num_rows:
+            taken = piece.slice(0, spec.row_group_rows - rows)
+            piece = piece.slice(taken.num_rows)
+            held.append(taken)
+            rows += taken.num_rows
+            held_bytes += taken.nbytes
+            if rows == spec.row_group_rows or held_bytes >= most_bytes:
+                yield pa.concat_tables(held)
+                held, rows, held_bytes = [], 0, 0
+    if held:
+        yield pa.concat_tables(held)
 
 
 def _present(bounds: dict[str, Bound]) -> dict[str, Bound]:
@@ -148,14 +270,14 @@ def _present(bounds: dict[str, Bound]) -> dict[str, Bound]:
 def _lower_bound(value: Bound | datetime) -> Bound:
     """A long string is cut, and so sorts before itself."""
     if isinstance(value, datetime):
-        return _instant(value)
+        return instant_text(value)
     return value[:_STAT_CHARS] if isinstance(value, str) else value
 
 
 def _upper_bound(value: Bound | datetime) -> Bound:
     """A long string is cut, and gets the last of all characters so that it sorts after itself."""
     if isinstance(value, datetime):
-        return _instant(value)
+        return instant_text(value)
     if not isinstance(value, str) or len(value) <= _STAT_CHARS:
         return value
     cut = _STAT_CHARS
@@ -164,7 +286,8 @@ def _upper_bound(value: Bound | datetime) -> Bound:
     return value[:cut] + _LAST_CHARACTER
 
 
-def _instant(value: datetime) -> str:
+def instant_text(value: datetime) -> str:
+    """A time as the log holds it."""
     return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 

@@ -20,6 +20,7 @@ def configuration(inputs, index, model, **overrides):
             "model.id": str(model),
             "sampling.min_seconds": 0.1,
             "output.commit_seconds": 0.5,
+            "precision.model": "float32",  # so that any machine gives nearly the same
             **dotted,
         }
     )

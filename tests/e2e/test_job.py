@@ -9,8 +9,10 @@ import pytest
 from deltalake import DeltaTable
 
 from indexer import LabelIndex
-from indexer.errors import ConfigError, ManifestError, ModelError, StorageError
+from indexer.errors import ConfigError, LeaseHeld, ManifestError, ModelError, StorageError
 from indexer.metrics import ClusterReady, JobFinished, JobPlanned, Progress
+from indexer.table import lease
+from indexer.table.paths import IndexPaths
 from tests.e2e.conftest import ARCHIVE_CLIPS
 from tests.e2e.jobs import TABLES, lasting_rows, run
 from tests.model.stress import write_stress_checkpoint
@@ -225,8 +227,38 @@ def test_extra_columns_of_a_manifest_reach_the_videos_table(archive, checkpoint,
     assert json.loads(row["extra"]) == {"camera": "north", 'odd "name"': "7"}
 
 
+def test_overwriting_replaces_the_listed_videos_and_no_others(clean, archive, checkpoint, tmp_path):
+    index = shutil.copytree(clean[0], tmp_path / "index")
+    arguments = {"sampling__segment_clips": 4, "if_exists": "overwrite"}
+    result = run(archive / "long.mp4", index, checkpoint, **arguments)
+    assert (result.videos_indexed, result.counts.clips, result.skipped_videos) == (1, 13, 0)
+    assert lasting_rows(index) == lasting_rows(clean[0])
+    runs = Counter(row["run_id"] for row in read_all(str(index), "clips")["deltalake"])
+    assert runs == {result.run_id: 13, clean[1].run_id: 6}
+
+
+def test_a_job_whose_shard_another_is_writing_is_refused(clean, archive, checkpoint, tmp_path):
+    index = shutil.copytree(clean[0], tmp_path / "index")
+    listener = Listener()
+    arguments = {"sampling__segment_clips": 4, "if_exists": "overwrite"}
+    held = lease.held(IndexPaths(str(index)), clean[1].tag, "1-of-1", "other", beat_seconds=0.2)
+    with held, pytest.raises(LeaseHeld, match=r"run other on .* is writing shard 1/1"):
+        run(archive, index, checkpoint, listener, **arguments)
+    assert listener.events == []
+    assert lasting_rows(index) == lasting_rows(clean[0])
+
+
+def test_shards_share_an_archive_out(clean, archive, checkpoint, tmp_path):
+    index, done = tmp_path / "index", 0
+    for shard in ("1/2", "2/2"):
+        result = run(archive, index, checkpoint, sampling__segment_clips=4, shard=shard)
+        done += result.videos_indexed + result.videos_failed
+    assert done == 5
+    assert lasting_rows(index) == lasting_rows(clean[0])
+
+
 def test_if_exists_error_refuses_to_add_to_an_index(clean, archive, checkpoint):
-    with pytest.raises(ConfigError, match="already has 5 videos"):
+    with pytest.raises(ConfigError, match="already has 5 of these videos"):
         run(archive, clean[0], checkpoint, sampling__segment_clips=4, if_exists="error")
 
 

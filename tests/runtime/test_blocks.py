@@ -2,6 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from indexer.metrics import ModelEffort
 from indexer.records import (
     ClipScores,
     ClipSpan,
@@ -51,7 +52,9 @@ def test_a_failed_unit_has_no_frames():
 def test_everything_about_a_unit_comes_back():
     table = pa.concat_tables([decoded(), failed(INFO), failed()])
     logits, vectors = np.arange(8, dtype=np.float32).reshape(2, 4), np.ones((2, 3), np.float32)
-    scored = blocks.with_scores(table, [ClipScores(logits, vectors), None, None], [0.5, 0.0, 0.0])
+    effort = ModelEffort(0.5, 0.25, 1.0, 2)
+    scored = blocks.with_scores(table, [ClipScores(logits, vectors), None, None], effort)
+    assert blocks.effort_of(pa.concat_tables([scored, scored])) == effort + effort
     assert scored.schema.equals(blocks.SCORED_SCHEMA)
     indexed, *failures = blocks.outcomes(scored)
     assert np.array_equal(indexed.scores.logits_NK, logits)
@@ -93,7 +96,7 @@ def test_records_refuse_frames_of_another_kind(array):
 
 
 def test_records_refuse_contradictions():
-    with pytest.raises(ValueError, match="2 spans for 1 clips"):
+    with pytest.raises(ValueError, match="2 spans for 1 views"):
         DecodedClips(0, 1, INFO, SPANS, frames(1))
     with pytest.raises(ValueError, match="empty or negative"):
         ClipSpan(0, 1.0, 1.0, ())

@@ -37,8 +37,8 @@ def test_no_more_decoders_than_videos():
 
 
 def test_defaults_follow_the_device():
-    assert (pools(8).batch_size, pools(8).block_clips) == (2, 8)
-    assert (pools(8, 1).batch_size, pools(8, 1).block_clips) == (32, 64)
+    assert (pools(8).batch_size, pools(8).block_clips) == (None, 8)
+    assert (pools(8, 1).batch_size, pools(8, 1).block_clips) == (None, 64)
     assert pools(8, 1, device="cpu").device == "cpu"
     assert pools(8, batch_size=5, block_clips=6).batch_size == 5
 

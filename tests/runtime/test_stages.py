@@ -8,7 +8,7 @@ import pytest
 
 from indexer.config import Decode, Sampling
 from indexer.manifest import discover
-from indexer.metrics import Counts
+from indexer.metrics import Counts, ModelEffort
 from indexer.model.classify import Classifier
 from indexer.model.fusion import fuse_views
 from indexer.model.weights import resolve
@@ -148,9 +148,9 @@ def test_every_unit_gets_its_own_scores_whatever_the_batches(checkpoint):
         np.testing.assert_allclose(outcome.scores.logits_NK, alone.logits_NK, atol=1e-5)
         np.testing.assert_allclose(outcome.scores.embeddings_ND, alone.embeddings_ND, atol=1e-5)
     assert none.failure.code == "corrupt"
-    seconds = scored["model_seconds"].to_pylist()
-    assert seconds[1] == 0.0
-    assert seconds[2] == pytest.approx(2.5 * seconds[0])
+    effort = blocks.effort_of(scored)
+    assert 0 < effort.busy_seconds < classifier.busy_seconds
+    assert effort.wait_seconds > 0
 
 
 @pytest.mark.parametrize("fusion", ["probabilities", "logits"])
@@ -194,11 +194,14 @@ def scored_row(clips, video, *, broken=False, unit_index=0, units=1):
     table, _ = decoded(clips, unit_index, units, video=video)
     logits = np.arange(clips * 5, dtype=np.float32).reshape(clips, 5)
     logits[0, 0] = np.nan if broken else 0.0
-    return blocks.with_scores(table, [ClipScores(logits, np.ones((clips, 3), np.float32))], [1.5])
+    scores = ClipScores(logits, np.ones((clips, 3), np.float32))
+    return blocks.with_scores(table, [scores], ModelEffort(busy_seconds=1.5))
 
 
 def test_a_receipt_says_what_the_files_hold(tmp_path):
-    failed = blocks.with_scores(row_of(VideoFailure("empty", "why"), video=3), [None], [0.0])
+    failed = blocks.with_scores(
+        row_of(VideoFailure("empty", "why"), video=3), [None], ModelEffort()
+    )
     scored = pa.concat_tables([
         scored_row(2, 1), scored_row(3, 2, unit_index=1, units=2), failed,
         scored_row(1, 4, broken=True),
@@ -222,7 +225,7 @@ def test_a_receipt_says_what_the_files_hold(tmp_path):
         failures={"empty": 1, "bad_output": 1},
         fetch_seconds=2.0,
         decode_seconds=1.0,
-        model_seconds=4.5,
+        model=ModelEffort(busy_seconds=4.5),
         video_seconds=4.0,
         read_bytes=300,
     )

@@ -8,11 +8,12 @@ import pytest
 
 from indexer.config import IndexConfig
 from indexer.errors import ConfigError
-from indexer.metrics import Counts
+from indexer.metrics import Counts, ModelEffort
 from indexer.runtime.cluster import Pools
 from indexer.runtime.estimate import Sample, describe_plan, take_sample
 from indexer.runtime.report import bottleneck, build_report
 from indexer.runtime.todo import _compare, plan_job
+from indexer.table.deleted import mark_deleted
 from indexer.table.resume import STATES
 from tests.model.stress import write_stress_checkpoint
 from tests.video.synth import Synth
@@ -40,8 +41,12 @@ KNOWN = states(
 LISTED = manifest(*((name, "k") for name in ("new", "done", "failed", "half", "other")))
 
 
-def compared(retry=None, listed=LISTED, known=KNOWN, limit=None):
-    found = _compare(listed, known, retry, limit)
+def compared(retry=None, listed=LISTED, known=KNOWN, **settings):
+    config = IndexConfig(inputs=("x",), index="y", retry=retry, **settings)
+    finished = pa.array(
+        [name == "done" and known is KNOWN for name in listed["video_id"].to_pylist()]
+    )
+    found = _compare(listed, finished, known, config)
     rows = {
         row["video_id"]: (row["attempt"], row["units"], sorted(row["done_units"]))
         for row in found.todo.to_pylist()
@@ -53,6 +58,9 @@ def test_only_what_has_no_outcome_is_left_to_do():
     rows, found = compared()
     assert rows == {"new": (1, 1, []), "half": (2, 4, [0, 2, 3]), "other": (1, 1, [])}
     assert (found.done_videos, found.failed_videos) == (2, 1)
+    assert found.reasons.to_pylist() == [
+        "new", "indexed", "failed: corrupt", "incomplete", "changed",
+    ]  # fmt: skip
     assert found.changed.to_pylist() == [{"video_id": "other", "uri": "/other"}]
 
 
@@ -80,6 +88,33 @@ def test_the_manifest_s_order_is_kept_and_an_empty_index_skips_nothing():
     rows, found = compared(known=STATES.empty_table())
     assert list(rows) == ["new", "done", "failed", "half", "other"]
     assert (found.done_videos, found.changed.num_rows) == (0, 0)
+
+
+def test_what_is_left_for_later_says_so():
+    _, found = compared(limit=2)
+    assert found.reasons.to_pylist()[-1] == "beyond the limit"
+
+
+def test_a_video_that_failed_too_often_is_left_alone_whatever_is_asked():
+    known = states(
+        ("failed", "k", 1, [], [0], 3, "corrupt"), ("half", "k", 4, [0, 2], [3], 3, "timeout")
+    )
+    listed = manifest(("failed", "k"), ("half", "k"))
+    rows, found = compared("all", listed, known)
+    assert rows == {"half": (3, 4, [0, 2, 3])}
+    assert found.reasons.to_pylist() == ["quarantined: corrupt", "incomplete"]
+    assert found.failed_videos == 1
+    rows, found = compared("all", listed, known, max_attempts=4)
+    assert rows == {"failed": (4, 1, []), "half": (4, 4, [0, 2])}
+    assert set(found.reasons.to_pylist()) == {"retried"}
+
+
+def test_overwriting_does_everything_listed_again_and_its_rows_go_first():
+    rows, found = compared(if_exists="overwrite", retry="all")
+    assert rows == dict.fromkeys(["new", "done", "failed", "half", "other"], (1, 1, []))
+    assert found.changed["video_id"].to_pylist() == ["done", "failed", "half", "other"]
+    assert found.reasons.to_pylist() == ["new", *["overwritten"] * 4]
+    assert (found.done_videos, found.failed_videos) == (0, 0)
 
 
 @pytest.fixture
@@ -131,6 +166,37 @@ def test_the_divisor_is_the_checkpoint_s_unless_configured(job):
     assert plan_job(other).tag != plan_job(job).tag
 
 
+def test_a_deleted_video_stays_away_unless_it_is_written_over(job):
+    first = plan_job(job)
+    mark_deleted(first.paths, None, first.todo["video_id"].to_pylist()[:1])
+    plan = plan_job(job)
+    assert (plan.reason_counts(), plan.done_videos) == ({"deleted": 1, "new": 1}, 1)
+    again = plan_job(job.model_copy(update={"if_exists": "overwrite"}))
+    assert again.todo.num_rows == 2
+
+
+def test_shards_share_the_videos_out(job, tmp_path):
+    for number in range(20):
+        (tmp_path / "videos" / f"c{number}.mp4").write_bytes(b"junk")
+    parts = [
+        set(plan_job(job.model_copy(update={"shard": f"{i}/3"})).todo["uri"].to_pylist())
+        for i in (1, 2, 3)
+    ]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 22
+    with pytest.raises(ConfigError, match="1 <= i <= n"):
+        plan_job(job.model_copy(update={"shard": "4/3"}))
+
+
+def test_a_plan_tells_what_it_skips_and_why(job):
+    plan = plan_job(job.model_copy(update={"limit": 1}))
+    assert plan.reason_counts() == {"beyond the limit": 1, "new": 1}
+    (skipped,) = plan.skipped()
+    assert skipped["reason"] == "beyond the limit"
+    assert skipped["uri"].endswith("b.mp4")
+    assert describe_plan(plan)["skipped_because"] == "1 beyond the limit"
+
+
 def test_an_unknown_retry_names_the_codes(job):
     with pytest.raises(ConfigError, match="all or one of access_denied, bad_output"):
         plan_job(job.model_copy(update={"retry": "sometimes"}))
@@ -151,8 +217,8 @@ POOLS = Pools(8, 0, "cpu", 2, 4, 1, 1.0, 8, 2)
 @pytest.mark.parametrize(
     ("counts", "pools", "stage"),
     [
-        (Counts(units=1, decode_seconds=10, model_seconds=16), POOLS, "decode"),
-        (Counts(units=1, fetch_seconds=1, decode_seconds=6, model_seconds=16), POOLS, "model"),
+        (Counts(units=1, decode_seconds=10, model=ModelEffort(16)), POOLS, "decode"),
+        (Counts(units=1, fetch_seconds=1, decode_seconds=6, model=ModelEffort(16)), POOLS, "model"),
         (Counts(), POOLS, None),
         (Counts(units=1), None, None),
     ],

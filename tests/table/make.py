@@ -1,5 +1,6 @@
 """Small units of work and small indexes made of them."""
 
+import itertools
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -83,6 +84,17 @@ def context(**changes: object) -> RowContext:
         "indexed_at": NOW,
     }
     return RowContext(**(settings | changes))  # type: ignore[arg-type]
+
+
+_NUMBERS = itertools.count(1)
+
+
+def write_units(
+    paths: IndexPaths, run_id: str, *units: UnitOutcome, tag: str = TAG, **changes: object
+) -> tuple[DataFile, ...]:
+    """Data files of some units, which no commit names yet."""
+    rows = unit_tables(units, context(tag=tag, run_id=run_id, **changes))
+    return write_tables(rows, paths, tag, run_id, f"t{next(_NUMBERS)}")
 
 
 @dataclass

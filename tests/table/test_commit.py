@@ -11,7 +11,8 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from indexer.errors import CommitConflict, CommitUnknown, StorageError
-from indexer.table.commit import RECORD, Committer
+from indexer.table.commit import Committer
+from indexer.table.record import RECORD
 from indexer.table.resume import unit_states
 from indexer.table.schema import CLIPS, TABLES, VIDEOS
 from indexer.table.write import DataFile
@@ -62,7 +63,7 @@ def test_tables_are_committed_in_order_with_one_transaction(paths):
     committer.commit(run.write(unit()))
     assert committer.writes == ["clips", "embeddings", "labels", "videos"]
     for name in NAMES:
-        assert DeltaTable(paths.table(name)).transaction_version("run-1") == 1
+        assert DeltaTable(paths.table(name)).transaction_version(f"{TAG}/run-1") == 1
 
 
 def test_the_first_commit_records_the_files_of_all_tables(paths):
@@ -269,15 +270,23 @@ def test_removing_leaves_other_models_alone(paths):
     assert {row["model"] for name in NAMES for row in rows_of(paths, name)} == {"other"}
 
 
-def test_a_removal_cut_short_still_knows_the_old_content(paths):
+def test_a_removal_cut_short_is_finished_by_the_next_commit(paths):
     run = Run(paths)
     run.add(unit("a"))
     committer = flaky(run, 3)
     with pytest.raises(StorageError):
         committer.remove_videos([ref("a").video_id], ["a"])
     assert counts(paths) == {"clips": 0, "embeddings": 0, "labels": 6, "videos": 1}
-    assert unit_states(paths, TAG)["content_key"].to_pylist() == ["10-abc"]
-    committer.remove_videos([ref("a").video_id], ["a"])
+    committer.commit(run.write(unit("b")))
+    assert counts(paths) == {"clips": 2, "embeddings": 2, "labels": 6, "videos": 1}
+
+
+def test_files_that_are_no_whole_units_are_refused(paths):
+    run = Run(paths)
+    files = run.write(unit("a"))
+    for table in NAMES:
+        with pytest.raises(StorageError, match="do not hold whole units"):
+            run.committer.commit([file for file in files if file.table != table])
     assert set(counts(paths).values()) == {0}
 
 

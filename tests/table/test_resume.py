@@ -1,6 +1,10 @@
+from pathlib import Path
+
+import pyarrow as pa
 import pytest
 
-from indexer.table.resume import STATES, unit_states
+from indexer.errors import StorageError
+from indexer.table.resume import STATES, finished_videos, unit_states, videos_version
 from tests.table.make import TAG, Run, new_index, ref, unit
 
 
@@ -79,6 +83,59 @@ def later():
     from tests.table.make import NOW
 
     return NOW + timedelta(hours=1)
+
+
+def listed(*videos):
+    return pa.table(
+        {
+            "video_id": [ref(name).video_id for name, _ in videos],
+            "content_key": [key for _, key in videos],
+        }
+    )
+
+
+def test_finished_are_those_whose_every_unit_is_indexed_with_this_content(run):
+    run.add(
+        unit("whole"),
+        unit("two", [0], units=2),
+        unit("two", [1], unit_index=1, units=2),
+        unit("half", [0], units=2),
+        unit("failed", failure="corrupt"),
+        unit("changed"),
+        unit("unlisted"),
+    )
+    run.add(unit("late", failure="timeout"))
+    run.add(unit("late", attempt=2))
+    names = ["new", "whole", "two", "half", "failed", "changed", "late"]
+    manifest = listed(*((name, "11-new" if name == "changed" else "10-abc") for name in names))
+    found = finished_videos(run.paths, TAG, manifest).to_pylist()
+    assert {name for name, done in zip(names, found, strict=True) if done} == {
+        "whole", "two", "late",
+    }  # fmt: skip
+    assert finished_videos(run.paths, "other", manifest).to_pylist() == [False] * 7
+
+
+def test_states_may_be_asked_of_some_videos(run):
+    run.add(unit("a"), unit("b", failure="corrupt"), unit("c"))
+    wanted = pa.chunked_array([[ref("b").video_id, ref("new").video_id]])
+    found = unit_states(run.paths, TAG, wanted)
+    assert found["video_id"].to_pylist() == [ref("b").video_id]
+    assert unit_states(run.paths, TAG, wanted.slice(0, 0)).num_rows == 0
+
+
+def test_the_version_of_the_videos_is_known(tmp_path):
+    paths = new_index(str(tmp_path / "index"))
+    assert videos_version(paths) is None
+    Run(paths).add(unit("a"))
+    assert videos_version(paths) == 1
+
+
+def test_a_missing_file_is_a_storage_error(run):
+    files = run.write(unit("a"))
+    run.committer.commit(files)
+    Path(run.paths.data_file("videos", files[-1].path)).unlink()
+    with pytest.raises(StorageError, match="videos"):
+        unit_states(run.paths, TAG)
 
 
 def test_models_have_states_of_their_own(run):

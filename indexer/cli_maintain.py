@@ -1,0 +1,189 @@
+"""The commands that look after an index: `compact`, `verify` and `delete`."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from indexer.errors import ConfigError
+from indexer.render import Format, json_text, rows_text, size_text
+
+if TYPE_CHECKING:
+    from indexer.table.repair import Repair
+    from indexer.table.verify import Verification
+
+EXIT_BROKEN = 1
+
+maintenance = typer.Typer()
+
+Index = Annotated[str, typer.Argument(help="Folder or URL of the index.", show_default=False)]
+OutFormat = Annotated[Format, typer.Option("--format", help="How to print the rows.")]
+OneModel = Annotated[
+    str | None, typer.Option("--model", help="Tag of one model; by default all of the index.")
+]
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(B|kB|MB|GB)?\s*$")
+_UNITS = {"B": 1, "kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
+_FINDING_COLUMNS = ["broken", "table", "promise", "file", "row", "detail"]
+
+
+@maintenance.command()
+def compact(
+    index: Index,
+    model: OneModel = None,
+    target_file_size: Annotated[
+        str, typer.Option(help="Size at which a file ends, such as 256MB.")
+    ] = "256MB",
+    keep_history: Annotated[
+        bool, typer.Option("--keep-history", help="Keep the old files, for time travel.")
+    ] = False,
+    fmt: OutFormat = Format.table,
+) -> int:
+    """Rewrite small files as few large sorted ones; answers stay the same throughout.
+
+    Safe beside readers and a running job. If it is interrupted, give it again.
+    """
+    from indexer.table.compact import CompactedTable, compact
+    from indexer.table.paths import IndexPaths
+
+    target_bytes = _size(target_file_size)
+    paths = IndexPaths(index)
+    done: list[CompactedTable] = []
+    for tag in _tags(paths, model):
+        done += compact(
+            paths, tag, target_bytes=target_bytes, keep_history=keep_history, progress=_tell
+        )
+    rows = [asdict(table) for table in done]
+    _print(rows, list(CompactedTable.__dataclass_fields__), fmt)
+    return 0
+
+
+@maintenance.command()
+def verify(
+    index: Index,
+    model: OneModel = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Make right what can be; name what must be indexed anew."),
+    ] = False,
+    fmt: OutFormat = Format.table,
+) -> int:
+    """Prove the index from its bytes: name every broken promise with table, file and row.
+
+    Exit code 1 if any is broken. What is merely left over, such as files that no commit names, is
+    listed but breaks nothing.
+    """
+    from indexer.table.paths import IndexPaths
+    from indexer.table.repair import repair as repair_index
+    from indexer.table.verify import verify as verify_index
+
+    paths = IndexPaths(index)
+    repaired = repair_index(paths, model) if repair else None
+    found = repaired.left if repaired else verify_index(paths, model)
+    findings = [asdict(finding) for finding in found.findings]
+    if fmt is Format.json:
+        typer.echo(json_text(_document(found, findings, repaired)), nl=False)
+    elif findings or fmt is Format.csv:
+        _print(findings, _FINDING_COLUMNS, fmt)
+    _tell_verification(index, found, repaired)
+    return EXIT_BROKEN if found.broken else 0
+
+
+@maintenance.command()
+def delete(
+    index: Index,
+    videos: Annotated[list[str], typer.Argument(help="URIs or ids of videos.", show_default=False)],
+    model: OneModel = None,
+    fmt: OutFormat = Format.table,
+) -> int:
+    """Delete videos for good: no byte of their rows is left, old versions of the tables included.
+
+    Only the videos' ids are kept, so that later runs leave them out unless they are run with
+    --if-exists overwrite. No job may be at work on the index.
+    """
+    from indexer.table.delete import delete_videos
+    from indexer.table.paths import IndexPaths
+
+    row = asdict(delete_videos(IndexPaths(index), videos, model))
+    _print([row], list(row), fmt)
+    return 0
+
+
+def _tags(paths: Any, model: str | None) -> Sequence[str]:  # noqa: ANN401 - IndexPaths, imported late
+    from indexer.table import catalog
+
+    catalog.check_index(paths)
+    if model is not None:
+        return [catalog.read_model(paths, model).tag]
+    return catalog.model_tags(paths)
+
+
+def _size(text: str) -> int:
+    found = _SIZE.match(text)
+    if not found:
+        message = f"--target-file-size {text}: should be a size such as 256MB"
+        raise ConfigError(message)
+    return int(float(found[1]) * _UNITS[found[2] or "B"])
+
+
+def _tell(table: Any) -> None:  # noqa: ANN401 - CompactedTable, imported late
+    size = size_text(table.bytes_after)
+    files = f"{table.files_before:,} files are {table.files_after:,} now, {size}"
+    typer.echo(f"{table.model} {table.table}: {files}", err=True)
+
+
+def _document(
+    found: "Verification", findings: list[dict[str, object]], repaired: "Repair | None"
+) -> dict[str, object]:
+    document: dict[str, object] = {
+        "broken": found.broken,
+        "findings": findings,
+        "index_anew": found.damaged_uris,
+        "files": found.files,
+        "rows": found.rows,
+        "bytes": found.bytes,
+    }
+    if repaired:
+        document["repaired"] = {
+            "commits": repaired.commits,
+            "orphans": repaired.orphans,
+            "dropped_files": repaired.dropped_files,
+            "rewritten_files": repaired.rewritten_files,
+            "postings": repaired.postings,
+        }
+    return document
+
+
+def _tell_verification(index: str, found: "Verification", repaired: "Repair | None") -> None:
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    if repaired:
+        say(
+            f"finished {repaired.commits} half-done commits, removed {repaired.orphans} files of"
+            f" nobody, took {len(repaired.dropped_files)} damaged files out of their tables, wrote"
+            f" {len(repaired.rewritten_files)} anew, made the postings of"
+            f" {len(repaired.postings)} models again"
+        )
+    broken = sum(finding.broken for finding in found.findings)
+    say(
+        f"read {found.rows:,} rows in {found.files:,} files, {size_text(found.bytes)}: "
+        + (f"{broken} promises are broken" if broken else "every promise holds")
+    )
+    for tag, uris in found.damaged_uris.items():
+        if uris:
+            say(f"{len(uris)} videos of {tag} must be indexed anew:")
+            for uri in uris:
+                say(f"  {uri}")
+            say(f"  with: indexer run VIDEO... --index {index} --if-exists overwrite")
+    if broken and not repaired:
+        say("what needs no video is repaired by: indexer verify --repair " + index)
+
+
+def _print(rows: list[dict[str, object]], columns: list[str], fmt: Format) -> None:
+    width = os.get_terminal_size().columns if sys.stdout.isatty() else 0
+    typer.echo(rows_text(rows, columns, fmt, width=width), nl=False)

@@ -1,0 +1,190 @@
+"""The real job on Ray: its driver, or one of its workers, is killed at some moment."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from indexer.table.paths import IndexPaths
+from tests.faults.forks import REPOSITORY, lasting_rows
+from tests.model.stress import write_stress_checkpoint
+from tests.video.synth import Synth
+
+PATIENCE_SECONDS = 150
+VIDEOS = 12
+STAGES = ("DecodeVideos", "ScoreUnits", "WriteUnits")
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("archive")
+    long = Synth(frames=200, width=32, height=32).encode()
+    for number in range(VIDEOS):
+        (folder / f"{number:02}.mp4").write_bytes(long)
+    (folder / "bad.mp4").write_bytes(b"junk" * 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "stress"
+    return write_stress_checkpoint(folder, num_frames=4, frame_rate_divisor=4)
+
+
+class Job:
+    """The real command, in a process of its own."""
+
+    def __init__(self, archive, index, model):
+        self.index = index
+        options = (
+            "sampling.min_seconds=0.1", "sampling.segment_clips=4", "cluster.block_clips=1",
+            "output.commit_seconds=0.01",
+        )  # fmt: skip
+        settings = [part for option in options for part in ("--set", option)]
+        run = ["run", archive, "--index", index, "--model", model]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "indexer", *map(str, run), *settings],
+            cwd=REPOSITORY,
+            env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, condition):
+        """Whether the condition held before the job ended."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if condition():
+                return True
+            time.sleep(0.02)
+        return False
+
+    def commits(self):
+        log = Path(IndexPaths(str(self.index)).table("videos"), "_delta_log")
+        return len(list(log.glob("*.json"))) - 1 if log.is_dir() else 0
+
+    def end(self):
+        _, told = self.process.communicate(timeout=PATIENCE_SECONDS)
+        return self.process.returncode, told
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        assert self.end()[0] == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def clean(archive, model, tmp_path_factory):
+    index = tmp_path_factory.mktemp("clean") / "index"
+    job = Job(archive, index, model)
+    code, told = job.end()
+    assert code == 1, told  # one video is none
+    rows = lasting_rows(str(index))
+    assert (len(rows["clips"]), len(rows["videos"])) == (13 * VIDEOS, 4 * VIDEOS + 1)
+    return rows, job.commits()
+
+
+def check_kills(archive, model, clean, index, kills, rng):
+    rows, commits = clean
+    done = 0
+    for _ in range(kills):
+        job = Job(archive, index, model)
+        wanted = job.commits() + rng.randint(0, commits // (kills + 1))
+        if job.wait_for(lambda job=job, wanted=wanted: job.commits() >= wanted):
+            time.sleep(rng.random() * 0.2)
+            if job.process.poll() is None:
+                job.kill()
+                done += 1
+                continue
+        job.end()
+    code, told = Job(archive, index, model).end()
+    assert code in (0, 1), told
+    assert lasting_rows(str(index)) == rows
+    return done
+
+
+@pytest.mark.timeout(600)
+def test_a_driver_that_is_killed_leaves_what_a_clean_run_leaves(archive, model, clean, tmp_path):
+    assert check_kills(archive, model, clean, tmp_path / "index", 1, random.Random(1)) == 1
+    reports = [json.loads(p.read_text()) for p in (tmp_path / "index" / "runs").iterdir()]
+    assert sorted(report["status"] for report in reports) == ["finished", "running"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_kills_of_the_driver(archive, model, clean, tmp_path):
+    rng = random.Random(2)
+    kills = [check_kills(archive, model, clean, tmp_path / str(n), 4, rng) for n in range(5)]
+    assert sum(kills) >= 15
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(36000)
+def test_two_hundred_kills_of_the_driver(archive, model, clean, tmp_path):
+    rng = random.Random(3)
+    kills = [check_kills(archive, model, clean, tmp_path / str(n), 4, rng) for n in range(50)]
+    assert sum(kills) >= 150
+
+
+def workers(stage, driver):
+    """Process ids of the actors of a stage, of this driver's Ray only."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                title = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if f"({stage})" in title and driver in _ancestors(int(entry.name)):
+                found.append(int(entry.name))
+    return found
+
+
+def _ancestors(pid):
+    found = []
+    while pid > 1:
+        found.append(pid)
+        try:
+            status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        except OSError:
+            break
+        pid = int(status.rpartition(")")[2].split()[1])
+    return found
+
+
+def check_worker_kills(archive, model, clean, index, stages):
+    job, killed = Job(archive, index, model), []
+    for number, stage in enumerate(stages):
+        assert job.wait_for(lambda number=number: job.commits() >= 2 + 3 * number), job.end()
+        killed += [pid for pid in workers(stage, job.process.pid) if _kill(pid)]
+    code, told = job.end()
+    assert len(killed) >= len(stages)
+    assert code == 1, told  # the run itself goes on to its end; one video is none
+    assert lasting_rows(str(index)) == clean[0]
+
+
+@pytest.mark.timeout(600)
+def test_workers_that_are_killed_cost_nothing(archive, model, clean, tmp_path):
+    check_worker_kills(archive, model, clean, tmp_path / "index", STAGES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_worker_that_is_killed_again_and_again(archive, model, clean, tmp_path, stage):
+    check_worker_kills(archive, model, clean, tmp_path / "index", [stage] * 3)
+
+
+def _kill(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,88 @@
+"""The commands that ask an index, as they are typed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from indexer.cli import main
+from tests.table.make import Run, new_index, unit
+from tests.test_cli import call
+
+ON, OFF = 9.0, -9.0
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """Label 0 is `growing`, 1 `moving left`, 2 `Moving Right`."""
+    run = Run(new_index(str(tmp_path_factory.mktemp("cli") / "index")))
+    logits = np.full((3, 5), OFF, np.float32)
+    logits[[0, 1, 2], [0, 0, 1]] = ON
+    run.add(unit("s3://films/a.mp4", range(3), logits_NK=logits))
+    run.add(unit("s3://films/bad.mp4", failure="corrupt"))
+    return run.paths.root_uri
+
+
+def rows(capsys, *args):
+    code, out, err = call(capsys, *args, "--format", "json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_words_and_segments(index, capsys):
+    clips = rows(capsys, "search", index, "moving", "--min-score", "0.5")
+    assert [(c["label"], c["clip_index"]) for c in clips] == [("moving left", 2)]
+    segments = rows(capsys, "search", index, "growing", "moving", "--segments", "--top", "9")
+    assert [(s["label"], s["start_ms"], s["end_ms"]) for s in segments] == [
+        ("growing", 0, 17000),
+        ("moving left", 17000, 25500),
+    ]
+    bridged = rows(capsys, "search", index, "growing", "--segments", "--gap", "9", "--leave-score",
+                   "0.00000001")  # fmt: skip
+    assert bridged[0]["end_ms"] == 25500
+
+
+def test_an_answer_without_rows_says_what_would_widen_it(index, capsys):
+    code, out, err = call(capsys, "search", index, "Moving Right", "--min-score", "0.9")
+    assert (code, out) == (0, "")
+    assert "lower --min-score" in err
+    code, _, err = call(capsys, "search", index, "moving left", "--source", "s3://other/")
+    assert code == 0
+    assert "the best of all scores" in err
+
+
+def test_options_that_segments_do_not_have_are_refused(index, capsys):
+    code, _, err = call(capsys, "search", index, "growing", "--segments", "--not", "moving left")
+    assert code == 2
+    assert "--segments takes no --not" in " ".join(err.replace("│", " ").split())
+
+
+def test_similar_clips_and_all_clips_of_a_video(index, capsys):
+    assert len(rows(capsys, "similar", index, "a.mp4@1")) == 2
+    assert [c["clip_index"] for c in rows(capsys, "video", index, "a.mp4")] == [0, 1, 2]
+    code, out, _ = call(capsys, "video", index, "a.mp4")
+    assert code == 0
+    assert "growing" in out
+    assert call(capsys, "similar", index, "zzz")[0] == 2
+
+
+def test_sql(index, capsys):
+    assert rows(capsys, "sql", index, "SELECT count(*) AS n FROM segments") == [{"n": 2}]
+    code, _, err = call(capsys, "sql", index, "COPY clips TO '/tmp/x'")
+    assert code == 2
+    assert "one SELECT is wanted" in err
+
+
+def test_export(index, tmp_path, capsys):
+    code, out, _ = call(capsys, "export", index, "--to", tmp_path / "out", "--format", "webvtt")
+    assert code == 0
+    assert out.strip() == str(tmp_path / "out" / "00000_a.vtt")
+    with pytest.raises(SystemExit) as again:
+        main(["export", index, "--to", str(tmp_path / "out")])
+    assert again.value.code == 2
+
+
+def test_status_and_errors(index, capsys):
+    assert rows(capsys, "status", index)["videos"] == {"indexed": 1, "failed": 1, "incomplete": 0}
+    assert [e["error_code"] for e in rows(capsys, "errors", index)] == ["corrupt"]
+    assert {r["label"] for r in rows(capsys, "labels", index)} >= {"growing", "moving left"}
