@@ -90,7 +90,7 @@ SIMILAR: Final = pa.schema(
 CHOSEN_VIDEOS: Final = pa.schema([pa.field("video_id", pa.string())])
 
 CHOSEN_VIDEOS_SQL: Final = """
-    SELECT DISTINCT video_id FROM videos WHERE uri = $1 OR uri GLOB $1
+    SELECT DISTINCT video_id FROM videos WHERE uri = $1 OR regexp_full_match(uri, $2)
 """
 SHOWN_SQL: Final = """
     SELECT * FROM places WHERE start_seconds <= $1 AND $1 < end_seconds
@@ -103,7 +103,8 @@ SIMILAR_SQL: Final = """
 HITS_SQL: Final = """
     SELECT label, score, rank, uri, start_seconds, end_seconds, clip_index, clip_id
     FROM hits
-    WHERE ($1 IS NULL OR uri = $1 OR uri GLOB $1) AND ($2 IS NULL OR starts_with(uri, $2))
+    WHERE ($1 IS NULL OR uri = $1 OR regexp_full_match(uri, $4))
+        AND ($2 IS NULL OR starts_with(uri, $2))
         AND clip_id NOT IN (SELECT clip_id FROM unwanted)
     ORDER BY score DESC, uri, clip_index, rank
     LIMIT $3

@@ -37,6 +37,7 @@ from indexer.table.answers import (
     VIDEOS_SQL,
 )
 from indexer.table.delta import open_table
+from indexer.table.globs import glob_pattern
 from indexer.table.paths import IndexPaths
 from indexer.table.read import ask, model_rows, read
 from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, TABLES, VIDEOS
@@ -128,7 +129,8 @@ class LabelIndex:
         _check_search(min_score, top)
         hits = self._postings(self._named(label), min_score, before, after)
         unwanted = self._postings(self._named(without), min_score, before, after)
-        return ask(HITS_SQL, HITS, video, source, top, hits=hits, unwanted=unwanted)
+        pattern = glob_pattern(video or "")
+        return ask(HITS_SQL, HITS, video, source, top, pattern, hits=hits, unwanted=unwanted)
 
     def segments(
         self,
@@ -163,7 +165,8 @@ class LabelIndex:
         leave = min_score if leave_score is None else leave_score
         names = self._named(label) or self.vocabulary
         hits = self._postings(names, leave, None, None)
-        kept = ask(HITS_SQL, HITS, video, source, None, hits=hits, unwanted=hits.slice(0, 0))
+        pattern, nothing = glob_pattern(video or ""), hits.slice(0, 0)
+        kept = ask(HITS_SQL, HITS, video, source, None, pattern, hits=hits, unwanted=nothing)
         found = merge_windows(kept, enter=min_score, leave=leave, gap_seconds=gap_seconds)
         return found if top is None else ask(BEST_SEGMENTS_SQL, SEGMENTS, top, segments=found)
 
@@ -233,7 +236,13 @@ class LabelIndex:
         is_clip = (pc.field("video_id") == video_id) & (pc.field("clip_id") == clip_id)
         embedding = read(rows, ["embedding"], is_clip)["embedding"][0].values
         if video is not None:
-            chosen = ask(CHOSEN_VIDEOS_SQL, CHOSEN_VIDEOS, video, videos=self.rows(VIDEOS.name))
+            chosen = ask(
+                CHOSEN_VIDEOS_SQL,
+                CHOSEN_VIDEOS,
+                video,
+                glob_pattern(video),
+                videos=self.rows(VIDEOS.name),
+            )
             rows = rows.filter(pc.field("video_id").isin(chosen["video_id"].combine_chunks()))
         if distinct_videos:
             rows = rows.filter(pc.field("video_id") != video_id)
