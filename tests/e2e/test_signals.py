@@ -50,7 +50,9 @@ def outcomes(index):
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_a_signal_leaves_a_resumable_index(many, checkpoint, tmp_path, number):
     index = tmp_path / "index"
     job = start(many, index, checkpoint)

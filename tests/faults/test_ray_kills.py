@@ -170,6 +170,7 @@ def check_worker_kills(archive, model, clean, index, stages):
     assert lasting_rows(str(index)) == clean[0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_workers_that_are_killed_cost_nothing(archive, model, clean, tmp_path):
     check_worker_kills(archive, model, clean, tmp_path / "index", STAGES)

@@ -77,6 +77,7 @@ def check_points(forks, proxy, s3, begun, bucket, clean, points, seed):
     assert kills >= points
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_kill_at_any_request_leaves_what_a_clean_run_leaves(
     forks, proxy, s3, begun, bucket, clean
