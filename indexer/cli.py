@@ -10,6 +10,7 @@ import typer
 
 from indexer.cli_maintain import maintenance
 from indexer.cli_query import queries
+from indexer.cli_terminal import OutFormat, print_rows
 from indexer.errors import ConfigError, IndexerError
 from indexer.render import Format
 
@@ -45,12 +46,6 @@ Inputs = Annotated[
         "with a `uri` column).",
         show_default=False,
     ),
-]
-Index = Annotated[str, typer.Argument(help="Folder or URL of the index.", show_default=False)]
-OutFormat = Annotated[Format, typer.Option("--format", help="How to print the rows.")]
-Tag = Annotated[
-    str | None,
-    typer.Option("--model", help="Tag of the model; by default the only one, else the newest."),
 ]
 
 
@@ -274,13 +269,9 @@ def doctor(
 
 
 def _print(rows: list[dict[str, object]], fmt: Format, document: object) -> None:
-    from indexer.render import json_text, rows_text
+    from indexer.render import json_text
 
     if fmt is Format.json:
         typer.echo(json_text(document), nl=False)
     else:
-        typer.echo(rows_text(rows, list(rows[0]), fmt, width=_width()), nl=False)
-
-
-def _width() -> int:
-    return os.get_terminal_size().columns if sys.stdout.isatty() else 0
+        print_rows(rows, list(rows[0]), fmt)

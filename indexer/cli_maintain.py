@@ -1,16 +1,15 @@
 """The commands that look after an index: `compact`, `verify` and `delete`."""
 
-import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from indexer.cli_terminal import Index, OutFormat, print_rows
 from indexer.errors import ConfigError
-from indexer.render import Format, json_text, rows_text, size_text
+from indexer.render import Format, json_text, size_text
 
 if TYPE_CHECKING:
     from indexer.table.repair import Repair
@@ -20,8 +19,6 @@ EXIT_BROKEN = 1
 
 maintenance = typer.Typer()
 
-Index = Annotated[str, typer.Argument(help="Folder or URL of the index.", show_default=False)]
-OutFormat = Annotated[Format, typer.Option("--format", help="How to print the rows.")]
 OneModel = Annotated[
     str | None, typer.Option("--model", help="Tag of one model; by default all of the index.")
 ]
@@ -58,7 +55,7 @@ def compact(
             paths, tag, target_bytes=target_bytes, keep_history=keep_history, progress=_tell
         )
     rows = [asdict(table) for table in done]
-    _print(rows, list(CompactedTable.__dataclass_fields__), fmt)
+    print_rows(rows, list(CompactedTable.__dataclass_fields__), fmt)
     return 0
 
 
@@ -88,7 +85,7 @@ def verify(
     if fmt is Format.json:
         typer.echo(json_text(_document(found, findings, repaired)), nl=False)
     elif findings or fmt is Format.csv:
-        _print(findings, _FINDING_COLUMNS, fmt)
+        print_rows(findings, _FINDING_COLUMNS, fmt)
     _tell_verification(index, found, repaired)
     return EXIT_BROKEN if found.broken else 0
 
@@ -109,7 +106,7 @@ def delete(
     from indexer.table.paths import IndexPaths
 
     row = asdict(delete_videos(IndexPaths(index), videos, model))
-    _print([row], list(row), fmt)
+    print_rows([row], list(row), fmt)
     return 0
 
 
@@ -182,8 +179,3 @@ def _tell_verification(index: str, found: "Verification", repaired: "Repair | No
             say(f"  with: indexer run VIDEO... --index {index} --if-exists overwrite")
     if broken and not repaired:
         say("what needs no video is repaired by: indexer verify --repair " + index)
-
-
-def _print(rows: list[dict[str, object]], columns: list[str], fmt: Format) -> None:
-    width = os.get_terminal_size().columns if sys.stdout.isatty() else 0
-    typer.echo(rows_text(rows, columns, fmt, width=width), nl=False)

@@ -1,13 +1,12 @@
 """The commands that ask an index."""
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from indexer.render import Format, json_text, rows_text, size_text
+from indexer.cli_terminal import Index, OutFormat, print_rows
+from indexer.render import Format, json_text, size_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
 queries = typer.Typer()
 
-Index = Annotated[str, typer.Argument(help="Folder or URL of the index.", show_default=False)]
-OutFormat = Annotated[Format, typer.Option("--format", help="How to print the rows.")]
 Tag = Annotated[
     str | None,
     typer.Option("--model", help="Tag of the model; by default the only one, else the newest."),
@@ -38,7 +35,7 @@ def status(index: Index, model: Tag = None, fmt: OutFormat = Format.table) -> in
     if fmt is Format.json:
         typer.echo(json_text(facts), nl=False)
     else:
-        typer.echo(rows_text(_status_rows(facts), ["what", "value"], fmt, width=_width()), nl=False)
+        print_rows(_status_rows(facts), ["what", "value"], fmt)
     return 0
 
 
@@ -206,11 +203,7 @@ def _print_table(
     if table.num_rows == 0 and fmt is Format.table:
         typer.echo(empty, err=True)
         return
-    typer.echo(rows_text(table.to_pylist(), shown, fmt, width=_width()), nl=False)
-
-
-def _width() -> int:
-    return os.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print_rows(table.to_pylist(), shown, fmt)
 
 
 def _status_rows(facts: dict[str, Any]) -> list[dict[str, object]]:

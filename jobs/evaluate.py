@@ -23,7 +23,6 @@ from rich.console import Console
 
 from indexer.config import IndexConfig
 from indexer.errors import IndexerError
-from indexer.manifest import discover
 from indexer.render import Format, json_text, rows_text
 from indexer.runtime.evaluate import TOP, Evaluation, evaluate, read_answers, read_truths
 from indexer.runtime.pipeline import run_plan
@@ -89,8 +88,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     config = _configuration(arguments)
     check_target(config)
     plan = plan_job(config)
-    manifest = discover(config.inputs, schemes=config.schemes)
-    truths = read_truths(manifest, arguments.label_column, plan.checkpoint.labels)
+    truths = read_truths(plan.manifest, arguments.label_column, plan.checkpoint.labels)
     with ProgressReporter(Console(stderr=True)) as reporter:
         result = run_plan(plan, reporter)
     print(result_text(result, config.index), file=sys.stderr)

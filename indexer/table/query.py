@@ -331,8 +331,9 @@ class LabelIndex:
 
     def _video_uri(self, name: str) -> str:
         """The uri of the one video that has it or ends with it."""
-        uris = sorted(set(self.videos()["uri"].to_pylist()))
-        found = [name] if name in uris else [known for known in uris if known.endswith(name)]
+        known = read(self.rows(VIDEOS.name), ["uri"], pc.field("uri").is_valid())
+        uris = sorted(pc.unique(known["uri"]).to_pylist())
+        found = [name] if name in uris else [uri for uri in uris if uri.endswith(name)]
         if len(found) != 1:
             near = found or difflib.get_close_matches(name, uris, n=_NEAR_VIDEOS)
             hint = f"; did you mean {', '.join(near[:_NEAR_VIDEOS])}?" if near else ""
