@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from indexer.manifest import video_id
+from indexer.metrics import FetchEffort
 from indexer.records import ClipScores, ClipSpan, UnitOutcome, VideoInfo, VideoRef
 from indexer.table import catalog
 from indexer.table.commit import Committer
@@ -67,8 +68,9 @@ def outcomes(
             spans=spans,
             scores=ClipScores(vectors_NX[:, WIDTH:], vectors_NX[:, :WIDTH]),
             failure=None,
-            fetch_seconds=0.1,
+            fetch=FetchEffort(0.1),
             decode_seconds=1.0,
+            decode_wall_seconds=2.0,
             worker="host:1",
         )
 

@@ -7,6 +7,40 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
+class FetchEffort:
+    """What bringing videos' bytes to the decoders took; `+` adds two, `-` gives what came between.
+
+    Attributes:
+        seconds: wall time of fetching, in the background or not.
+        requests: sent to the storage, failed ones too.
+        fetched_bytes: that came from it; those that came twice count twice. Local files are read in
+            place, and count as nothing.
+        retries: requests that were sent again, by the error code of what went wrong.
+    """
+
+    seconds: float = 0.0
+    requests: int = 0
+    fetched_bytes: int = 0
+    retries: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: "FetchEffort") -> "FetchEffort":
+        return FetchEffort(
+            self.seconds + other.seconds,
+            self.requests + other.requests,
+            self.fetched_bytes + other.fetched_bytes,
+            dict(Counter(self.retries) + Counter(other.retries)),
+        )
+
+    def __sub__(self, other: "FetchEffort") -> "FetchEffort":
+        return FetchEffort(
+            self.seconds - other.seconds,
+            self.requests - other.requests,
+            self.fetched_bytes - other.fetched_bytes,
+            dict(Counter(self.retries) - Counter(other.retries)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ModelEffort:
     """What model actors did; `+` adds two, `-` gives what came between.
 
@@ -47,32 +81,38 @@ class Counts:
         units: units with an outcome, indexed or failed.
         clips: clips of the indexed units.
         failures: units that failed, by error code.
-        fetch_seconds: wall time of fetching, over all workers.
+        fetch: what all decode actors did to get the bytes.
         decode_seconds: CPU time of decoding, over all workers.
+        decode_wall_seconds: wall time of the same.
+        write_seconds: wall time of writing data files, over all workers.
         model: what all model actors did.
         video_seconds: running time of the videos whose first unit is among these.
-        read_bytes: size of those videos.
+        listed_bytes: size of those videos.
     """
 
     units: int = 0
     clips: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)
-    fetch_seconds: float = 0.0
+    fetch: FetchEffort = field(default_factory=FetchEffort)
     decode_seconds: float = 0.0
+    decode_wall_seconds: float = 0.0
+    write_seconds: float = 0.0
     model: ModelEffort = field(default_factory=ModelEffort)
     video_seconds: float = 0.0
-    read_bytes: int = 0
+    listed_bytes: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
             units=self.units + other.units,
             clips=self.clips + other.clips,
             failures=dict(Counter(self.failures) + Counter(other.failures)),
-            fetch_seconds=self.fetch_seconds + other.fetch_seconds,
+            fetch=self.fetch + other.fetch,
             decode_seconds=self.decode_seconds + other.decode_seconds,
+            decode_wall_seconds=self.decode_wall_seconds + other.decode_wall_seconds,
+            write_seconds=self.write_seconds + other.write_seconds,
             model=self.model + other.model,
             video_seconds=self.video_seconds + other.video_seconds,
-            read_bytes=self.read_bytes + other.read_bytes,
+            listed_bytes=self.listed_bytes + other.listed_bytes,
         )
 
 
@@ -124,6 +164,8 @@ class Progress:
         counts: sums so far.
         committed_units: units that are already in the index.
         elapsed_seconds: since the pipeline started.
+        busy: share of their time in which the actors of each stage work, by stage.
+        left_seconds: until the end, by what came out so far; None where nobody can say.
     """
 
     videos_indexed: int
@@ -131,6 +173,8 @@ class Progress:
     counts: Counts
     committed_units: int
     elapsed_seconds: float
+    busy: Mapping[str, float] = field(default_factory=dict)
+    left_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +200,13 @@ class Observer(Protocol):
         """Takes note of an event; must return quickly and never raise."""
 
 
-class SilentObserver:
-    """Takes note of nothing."""
+class Observers:
+    """Several observers as one, each told in turn."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
 
     def on_event(self, event: Event) -> None:
-        """Ignores the event."""
+        """Passes the event on."""
+        for observer in self._observers:
+            observer.on_event(event)

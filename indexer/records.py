@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from indexer.metrics import FetchEffort
+
 
 @dataclass(frozen=True, slots=True)
 class VideoRef:
@@ -172,8 +174,9 @@ class UnitOutcome:
         spans: the unit's clips; empty where it failed.
         scores: one row per span; None where it failed.
         failure: why it failed; None where it did not.
-        fetch_seconds: wall time of fetching the video's bytes, counted once per video.
+        fetch: what it took to get the video's bytes, counted once per video.
         decode_seconds: CPU time of decoding this unit.
+        decode_wall_seconds: wall time of the same, without fetching.
         worker: the process that decoded it, as "host:pid".
     """
 
@@ -185,8 +188,9 @@ class UnitOutcome:
     spans: tuple[ClipSpan, ...]
     scores: ClipScores | None
     failure: VideoFailure | None
-    fetch_seconds: float
+    fetch: FetchEffort
     decode_seconds: float
+    decode_wall_seconds: float
     worker: str
 
     def __post_init__(self) -> None:

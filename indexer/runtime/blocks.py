@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from indexer.metrics import ModelEffort
+from indexer.metrics import FetchEffort, ModelEffort
 from indexer.records import (
     ClipScores,
     ClipSpan,
@@ -69,6 +69,14 @@ _EFFORT: Final = pa.struct(
         ("recomputed_batches", pa.int64()),
     ]
 )
+_FETCH: Final = pa.struct(
+    [
+        ("seconds", pa.float64()),
+        ("requests", pa.int64()),
+        ("fetched_bytes", pa.int64()),
+        ("retries", pa.map_(pa.string(), pa.int64())),
+    ]
+)
 _FAILURE: Final = pa.struct([("code", pa.string()), ("message", pa.string())])
 
 _UNIT_FIELDS: Final = [
@@ -79,8 +87,9 @@ _UNIT_FIELDS: Final = [
     ("info", _INFO),
     ("failure", _FAILURE),
     ("spans", pa.list_(_SPAN)),
-    ("fetch_seconds", pa.float64()),
+    ("fetch", _FETCH),
     ("decode_seconds", pa.float64()),
+    ("decode_wall_seconds", pa.float64()),
     ("worker", pa.string()),
 ]
 DECODED_SCHEMA: Final = pa.schema([*_UNIT_FIELDS, ("frames_NTHWC", pa.large_binary())])
@@ -100,8 +109,9 @@ def decoded_row(
     attempt: int,
     item: DecodedClips | VideoFailure,
     *,
-    fetch_seconds: float,
+    fetch: FetchEffort,
     decode_seconds: float,
+    decode_wall_seconds: float,
     worker: str,
 ) -> pa.Table:
     """One unit as a table of one row of `DECODED_SCHEMA`; frames are not copied."""
@@ -114,8 +124,9 @@ def decoded_row(
         "info": None if item.info is None else asdict(item.info),
         "failure": failure and {"code": failure.code, "message": failure.message},
         "spans": [asdict(span) for span in decoded.spans] if decoded else [],
-        "fetch_seconds": fetch_seconds,
+        "fetch": asdict(fetch) | {"retries": list(fetch.retries.items())},
         "decode_seconds": decode_seconds,
+        "decode_wall_seconds": decode_wall_seconds,
         "worker": worker,
     }
     table = pa.Table.from_pylist([row], schema=pa.schema(_UNIT_FIELDS))
@@ -180,8 +191,9 @@ def outcomes(table: pa.Table) -> Iterator[UnitOutcome]:
             spans=spans,
             scores=None if failure else _scores(row, len(spans)),
             failure=failure,
-            fetch_seconds=row["fetch_seconds"],
+            fetch=FetchEffort(**row["fetch"] | {"retries": dict(row["fetch"]["retries"])}),
             decode_seconds=row["decode_seconds"],
+            decode_wall_seconds=row["decode_wall_seconds"],
             worker=row["worker"],
         )
 

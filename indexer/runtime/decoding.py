@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from indexer.errors import VideoError
+from indexer.metrics import FetchEffort
 from indexer.records import DecodedClips, VideoFailure
 from indexer.runtime import blocks
 from indexer.video.fetch import Opened, open_video, prefetched
@@ -24,17 +26,25 @@ def decode_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> Iterat
     """
     worker = f"{socket.gethostname()}:{os.getpid()}"
     todos = list(blocks.todos(table))
-    with closing(prefetched((todo.ref for todo in todos), plan.decode)) as fetched:
-        for todo, opened in zip(todos, fetched, strict=True):
-            for item, fetch_seconds, decode_seconds in _decode_video(todo, opened, sandbox):
+    with closing(prefetched((todo.ref for todo in todos), plan.decode)) as videos:
+        for todo, opened in zip(todos, videos, strict=True):
+            fetched, opening_seconds = FetchEffort(), opened.traffic.seconds
+            started = time.perf_counter()
+            for item, decode_seconds in _decode_video(todo, opened, sandbox):
+                elapsed_seconds = time.perf_counter() - started
+                before, fetched = fetched, opened.traffic.effort()
+                fetch = fetched - before
                 yield blocks.decoded_row(
                     todo.ref,
                     todo.attempt,
                     item,
-                    fetch_seconds=fetch_seconds,
+                    fetch=fetch,
                     decode_seconds=decode_seconds,
+                    # what was fetched on the way is no decoding; opening was in the background
+                    decode_wall_seconds=elapsed_seconds - (fetch.seconds - opening_seconds),
                     worker=worker,
                 )
+                opening_seconds, started = 0.0, time.perf_counter()
 
 
 def survey_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> list[Survey | None]:
@@ -53,21 +63,19 @@ def survey_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> list[S
 
 def _decode_video(
     todo: blocks.Todo, opened: Opened, sandbox: Sandbox
-) -> Iterator[tuple[DecodedClips | VideoFailure, float, float]]:
-    """Units of one video with their fetch seconds (wall) and decode seconds (CPU)."""
-    fetch_seconds = opened.fetch_seconds
+) -> Iterator[tuple[DecodedClips | VideoFailure, float]]:
+    """Units of one video with the CPU seconds of decoding them."""
     if isinstance(opened.video, VideoError):
         for failure in _spread(VideoFailure(opened.video.code, str(opened.video)), todo):
-            yield failure, fetch_seconds, 0.0
-            fetch_seconds = 0.0
+            yield failure, 0.0
         return
     with opened.video as video:
         items = sandbox.decode(video, video_id=todo.ref.video_id, skip_units=todo.done_units)
         for item, cpu_seconds in items:
             decode_seconds = cpu_seconds
             for part in _spread(item, todo) if isinstance(item, VideoFailure) else (item,):
-                yield part, fetch_seconds, decode_seconds
-                fetch_seconds = decode_seconds = 0.0
+                yield part, decode_seconds
+                decode_seconds = 0.0
 
 
 def _spread(failure: VideoFailure, todo: blocks.Todo) -> Iterator[VideoFailure]:

@@ -1,7 +1,9 @@
 """Which outcomes of a run have arrived: each unit once, whatever Ray repeats or loses."""
 
+import heapq
 from collections import Counter
 from dataclasses import dataclass
+from typing import Final
 
 import pyarrow as pa
 
@@ -11,6 +13,9 @@ from indexer.runtime.blocks import TODO_SCHEMA
 from indexer.runtime.writing import UnitReceipt, WriteReceipt
 from indexer.table.schema import CLIPS, VIDEOS
 
+SLOWEST_VIDEOS: Final = 10
+"""As many are named in a run's report."""
+
 
 @dataclass(slots=True)
 class _OpenVideo:
@@ -18,6 +23,7 @@ class _OpenVideo:
 
     units: int
     arrived: set[int]
+    seconds: float = 0.0
 
 
 class Tally:
@@ -39,11 +45,17 @@ class Tally:
         }
         self._complete: set[str] = set()
         self._failed_ids: set[str] = set()
+        self._slowest: list[tuple[float, str]] = []  # a heap
 
     @property
     def videos(self) -> int:
         """Videos with all their units."""
         return self.videos_indexed + self.videos_failed
+
+    @property
+    def slowest(self) -> list[tuple[float, str]]:
+        """Seconds of bytes and decoding, and uri, of the complete videos that took longest."""
+        return sorted(self._slowest, reverse=True)
 
     def add(self, receipt: WriteReceipt) -> bool:
         """Counts the units of a receipt, unless it holds one that has arrived before.
@@ -87,12 +99,16 @@ class Tally:
         video = self._open.setdefault(unit.video_id, _OpenVideo(unit.units, set()))
         video.units = unit.units
         video.arrived.add(unit.unit_index)
+        video.seconds += unit.seconds
         if unit.failed:
             self._failed_ids.add(unit.video_id)
         if len(video.arrived) < video.units:
             return
         del self._open[unit.video_id]
         self._complete.add(unit.video_id)
+        heapq.heappush(self._slowest, (video.seconds, unit.uri))
+        if len(self._slowest) > SLOWEST_VIDEOS:
+            heapq.heappop(self._slowest)
         if unit.video_id in self._failed_ids:
             self.videos_failed += 1
         else:

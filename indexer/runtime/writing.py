@@ -1,5 +1,6 @@
 """The write stage: scored units in, data files that wait for their commit out."""
 
+import time
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -21,12 +22,16 @@ class UnitReceipt:
         unit_index: ordinal within the video.
         units: number of units of the video.
         failed: whether its outcome is a failure.
+        uri: of its video.
+        seconds: that bringing its bytes and decoding took.
     """
 
     video_id: str
     unit_index: int
     units: int
     failed: bool
+    uri: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +53,25 @@ def write_units(
     scored: pa.Table, *, paths: IndexPaths, context: RowContext, task: str
 ) -> WriteReceipt:
     """Writes the rows of all units of a block as data files that no commit names yet."""
+    started = time.perf_counter()
     units = [checked(outcome) for outcome in blocks.outcomes(scored)]
     files = write_tables(
         unit_tables(units, context), paths, tag=context.tag, run_id=context.run_id, task=task
     )
-    receipts = tuple(
-        UnitReceipt(u.ref.video_id, u.unit_index, u.units, u.failure is not None) for u in units
-    )
     counts = sum((_counts_of(unit) for unit in units), Counts())
-    return WriteReceipt(files, receipts, counts + Counts(model=blocks.effort_of(scored)))
+    counts += Counts(model=blocks.effort_of(scored), write_seconds=time.perf_counter() - started)
+    return WriteReceipt(files, tuple(map(_receipt_of, units)), counts)
+
+
+def _receipt_of(unit: UnitOutcome) -> UnitReceipt:
+    return UnitReceipt(
+        video_id=unit.ref.video_id,
+        unit_index=unit.unit_index,
+        units=unit.units,
+        failed=unit.failure is not None,
+        uri=unit.ref.uri,
+        seconds=unit.fetch.seconds + unit.decode_wall_seconds,
+    )
 
 
 def _counts_of(unit: UnitOutcome) -> Counts:
@@ -65,8 +80,9 @@ def _counts_of(unit: UnitOutcome) -> Counts:
         units=1,
         clips=len(unit.spans),
         failures={unit.failure.code: 1} if unit.failure else {},
-        fetch_seconds=unit.fetch_seconds,
+        fetch=unit.fetch,
         decode_seconds=unit.decode_seconds,
+        decode_wall_seconds=unit.decode_wall_seconds,
         video_seconds=unit.info.duration_seconds if first and unit.info else 0.0,
-        read_bytes=unit.ref.size_bytes if first else 0,
+        listed_bytes=unit.ref.size_bytes if first else 0,
     )

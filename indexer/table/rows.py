@@ -289,7 +289,7 @@ def _video_row(unit: UnitOutcome, context: RowContext) -> dict[str, Any]:
         "size_bytes": unit.ref.size_bytes,
         "warnings": [] if info is None else [_text(warning) for warning in info.warnings],
         "decode_seconds": unit.decode_seconds,
-        "fetch_seconds": unit.fetch_seconds,
+        "fetch_seconds": unit.fetch.seconds,
         "worker": _text(unit.worker),
         "run_id": context.run_id,
         "finished_at": context.indexed_at,

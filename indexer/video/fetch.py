@@ -11,7 +11,6 @@ prefetched(refs)                  the same, one video ahead of its reader
 import itertools
 import os
 import stat
-import time
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,6 +41,7 @@ from indexer.video.transfer import (
     Landing,
     S3Object,
     Stop,
+    Traffic,
     changed,
     pause_seconds,
     video_errors,
@@ -104,12 +104,12 @@ class FetchedVideo:
     @property
     def requests(self) -> int:
         """Requests that were sent to the storage, failed ones too."""
-        return self._landing.requests
+        return self._landing.traffic.requests
 
     @property
     def fetched_bytes(self) -> int:
         """Bytes that came from the storage; those that came twice count twice."""
-        return self._landing.fetched_bytes
+        return self._landing.traffic.fetched_bytes
 
     def fetch(self, ranges: Sequence[Range]) -> None:
         """Brings what of these ranges is not here; what lies near each other, in one request.
@@ -120,7 +120,8 @@ class FetchedVideo:
         missing = _joined(self._landing.present, ranges, self.size_bytes)
         if missing and self._remote is not None:
             remote = self._remote
-            self._stop.wait_for(lambda: remote.bring(missing), remote.loop)
+            with self._landing.traffic.timed():
+                self._stop.wait_for(lambda: remote.bring(missing), remote.loop)
 
     def as_file(self) -> RangedFile:
         """The bytes as a file for this process; it does not outlive this object."""
@@ -134,12 +135,12 @@ class Opened:
     Attributes:
         ref: the video.
         video: its bytes, which the receiver closes; or why there are none.
-        fetch_seconds: wall time that opening took, in the background or not.
+        traffic: what it costs to bring them; grows while the video is read.
     """
 
     ref: VideoRef
     video: FetchedVideo | VideoError
-    fetch_seconds: float
+    traffic: Traffic
 
 
 def open_video(ref: VideoRef, decode: Decode) -> FetchedVideo:
@@ -161,7 +162,7 @@ def open_video(ref: VideoRef, decode: Decode) -> FetchedVideo:
         VideoTruncated: the store sends fewer bytes than it lists.
         VideoTransientIO: reading failed `TRIES` times, or this machine has no room.
     """
-    return _open(ref, decode, *filesystem(ref.uri), Stop())
+    return _open(ref, decode, *filesystem(ref.uri), Stop(), Traffic())
 
 
 def prefetched(refs: Iterable[VideoRef], decode: Decode) -> Generator[Opened, None, None]:
@@ -219,28 +220,34 @@ def _discard(outcome: "Future[Opened]") -> None:
 def _outcome(
     ref: VideoRef, decode: Decode, fs: fsspec.AbstractFileSystem, path: str, stop: Stop
 ) -> Opened:
-    started = time.perf_counter()
+    traffic = Traffic()
     video: FetchedVideo | VideoError
     try:
-        video = _open(ref, decode, fs, path, stop)
+        video = _open(ref, decode, fs, path, stop, traffic)
     except VideoError as error:
         video = error
-    return Opened(ref, video, time.perf_counter() - started)
+    return Opened(ref, video, traffic)
 
 
 def _open(
-    ref: VideoRef, decode: Decode, fs: fsspec.AbstractFileSystem, path: str, stop: Stop
+    ref: VideoRef,
+    decode: Decode,
+    fs: fsspec.AbstractFileSystem,
+    path: str,
+    stop: Stop,
+    traffic: Traffic,
 ) -> FetchedVideo:
     if isinstance(fs, LocalFileSystem):
-        with video_errors(ref):
-            everything = Ranges([(0, ref.size_bytes)])
-            return FetchedVideo(ref, Landing(_open_local(ref, path, decode), everything), stop)
+        with video_errors(ref), traffic.timed():
+            file, everything = _open_local(ref, path, decode), Ranges([(0, ref.size_bytes)])
+            return FetchedVideo(ref, Landing(file, everything, traffic), stop)
     _check_size(ref, decode)
-    landing = Landing.empty(ref)
+    landing = Landing.empty(ref, traffic)
     try:
         if isinstance(fs, S3Store):
             return _open_s3(ref, S3Object(ref, fs, path, landing), landing, stop)
-        _copy_whole(ref, fs, path, landing, stop)
+        with traffic.timed():
+            _copy_whole(ref, fs, path, landing, stop)
         return FetchedVideo(ref, landing, stop)
     except BaseException:
         landing.close()
@@ -296,9 +303,10 @@ def _copy_whole(
         try:
             with video_errors(ref):
                 _copy(ref, fs, path, landing, stop)
-        except (VideoTransientIO, VideoTruncated):
+        except (VideoTransientIO, VideoTruncated) as error:
             if failures == TRIES:
                 raise
+            landing.traffic.retries[error.code] += 1
             stop.pause(pause_seconds(failures))
         else:
             return
@@ -308,7 +316,7 @@ def _copy(
     ref: VideoRef, fs: fsspec.AbstractFileSystem, path: str, landing: Landing, stop: Stop
 ) -> None:
     received_bytes = 0
-    landing.requests += 1
+    landing.traffic.requests += 1
     with fs.open(path, "rb", cache_type="none") as source:
         _check_version(ref, getattr(source, "details", {}))
         while chunk := source.read(CHUNK_BYTES):

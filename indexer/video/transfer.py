@@ -7,6 +7,8 @@ import random
 import re
 import tempfile
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ from indexer.errors import (
     VideoTransientIO,
     VideoTruncated,
 )
+from indexer.metrics import FetchEffort
 from indexer.records import VideoRef
 from indexer.s3 import FAILURES, S3Store, service_code
 from indexer.storage import redact
@@ -118,27 +121,53 @@ class Stop:
                 self._running.cancel()
 
 
+class Traffic:
+    """Counts what one video's bytes cost, while they come.
+
+    Attributes:
+        seconds: wall time so far.
+        requests: sent so far.
+        fetched_bytes: received so far.
+        retries: requests sent again so far, by error code.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.requests = 0
+        self.fetched_bytes = 0
+        self.retries = Counter[str]()
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Counts the time of the block."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+    def effort(self) -> FetchEffort:
+        """All of it so far."""
+        return FetchEffort(self.seconds, self.requests, self.fetched_bytes, dict(self.retries))
+
+
 class Landing:
     """A file for an object's bytes, without a name: it is gone with the process, however that ends.
 
     Args:
         file: unbuffered, of the object's size.
         present: ranges whose bytes are there.
-
-    Attributes:
-        requests: sent for it so far.
-        fetched_bytes: received so far.
+        traffic: is told of what comes.
     """
 
-    def __init__(self, file: BinaryIO, present: Ranges) -> None:
+    def __init__(self, file: BinaryIO, present: Ranges, traffic: Traffic) -> None:
         self._file = file
         self._lock = threading.Lock()
         self.present = present
-        self.requests = 0
-        self.fetched_bytes = 0
+        self.traffic = traffic
 
     @classmethod
-    def empty(cls, ref: VideoRef) -> "Landing":
+    def empty(cls, ref: VideoRef, traffic: Traffic) -> "Landing":
         """A file of the object's size without any of its bytes; in memory, or on disk if large.
 
         Raises:
@@ -152,7 +181,7 @@ class Landing:
             file.truncate(ref.size_bytes)
         except OSError as error:
             raise _no_room(ref, error) from error
-        return cls(file, Ranges())
+        return cls(file, Ranges(), traffic)
 
     def fileno(self) -> int:
         """The descriptor."""
@@ -165,7 +194,7 @@ class Landing:
             VideoTransientIO: this machine has no room for it.
             ValueError: the file has been closed.
         """
-        self.fetched_bytes += len(data)
+        self.traffic.fetched_bytes += len(data)
         rest = memoryview(data)
         with self._lock:  # a number that `close` has freed may already be another file's
             while rest:
@@ -251,11 +280,12 @@ class S3Object:
             try:
                 async with slots:
                     await self._stream(at, stop)
-            except (VideoTransientIO, VideoTruncated):
+            except (VideoTransientIO, VideoTruncated) as error:
                 progress = present.stop_of(start) - at >= PROGRESS_BYTES
                 failures = 1 if progress else failures + 1
                 if failures >= TRIES:
                     raise
+                self._landing.traffic.retries[error.code] += 1
                 await asyncio.sleep(pause_seconds(failures))
 
     async def _stream(self, start: int, stop: int) -> None:
@@ -274,7 +304,7 @@ class S3Object:
                 body.close()
 
     async def _ask(self, start: int, stop: int) -> dict[str, Any]:
-        self._landing.requests += 1
+        self._landing.traffic.requests += 1
         pin = {"IfMatch": f'"{self._etag}"'} if self._etag else {}
         answer = await self._store._call_s3(  # noqa: SLF001 - the coroutine
             "get_object", **self._place, Range=f"bytes={start}-{stop - 1}", **pin

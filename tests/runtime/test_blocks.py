@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from indexer.metrics import ModelEffort
+from indexer.metrics import FetchEffort, ModelEffort
 from indexer.records import (
     ClipScores,
     ClipSpan,
@@ -20,6 +20,12 @@ SPANS = (
     ClipSpan(3, 0.0, 1.5, (0.0, 0.5, 1.0)),
     ClipSpan(4, 1.5, 2.0, (1.5, 1.5, 1.5), frames_exact=False),
 )
+EFFORT = {
+    "fetch": FetchEffort(0.25, 3, 1000, {"truncated": 2, "transient_io": 1}),
+    "decode_seconds": 0.5,
+    "decode_wall_seconds": 0.75,
+    "worker": "h:1",
+}
 
 
 def frames(clips=2):
@@ -28,12 +34,12 @@ def frames(clips=2):
 
 def decoded(clips_NTHWC=None):
     item = DecodedClips(1, 5, INFO, SPANS, frames() if clips_NTHWC is None else clips_NTHWC)
-    return blocks.decoded_row(REF, 2, item, fetch_seconds=0.25, decode_seconds=0.5, worker="h:1")
+    return blocks.decoded_row(REF, 2, item, **EFFORT)
 
 
 def failed(info=None):
     item = VideoFailure("corrupt", "why", 1, 5, info)
-    return blocks.decoded_row(REF, 2, item, fetch_seconds=0.25, decode_seconds=0.5, worker="h:1")
+    return blocks.decoded_row(REF, 2, item, **EFFORT)
 
 
 def test_frames_travel_unchanged_and_share_memory():
@@ -59,11 +65,10 @@ def test_everything_about_a_unit_comes_back():
     indexed, *failures = blocks.outcomes(scored)
     assert np.array_equal(indexed.scores.logits_NK, logits)
     assert np.array_equal(indexed.scores.embeddings_ND, vectors)
-    common = {"fetch_seconds": 0.25, "decode_seconds": 0.5, "worker": "h:1"}
-    assert indexed == UnitOutcome(REF, 2, 1, 5, INFO, SPANS, indexed.scores, None, **common)
+    assert indexed == UnitOutcome(REF, 2, 1, 5, INFO, SPANS, indexed.scores, None, **EFFORT)
     assert failures == [
         UnitOutcome(
-            REF, 2, 1, 5, info, (), None, VideoFailure("corrupt", "why", 1, 5, info), **common
+            REF, 2, 1, 5, info, (), None, VideoFailure("corrupt", "why", 1, 5, info), **EFFORT
         )
         for info in (INFO, None)
     ]
@@ -101,7 +106,7 @@ def test_records_refuse_contradictions():
     with pytest.raises(ValueError, match="empty or negative"):
         ClipSpan(0, 1.0, 1.0, ())
     with pytest.raises(ValueError, match="either scores or a failure"):
-        UnitOutcome(REF, 1, 0, 1, None, (), None, None, 0.0, 0.0, "")
+        UnitOutcome(REF, 1, 0, 1, None, (), None, None, **EFFORT)
     scores = ClipScores(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32))
     with pytest.raises(ValueError, match="2 clips, but 1 rows"):
-        UnitOutcome(REF, 1, 0, 1, None, SPANS, scores, None, 0.0, 0.0, "")
+        UnitOutcome(REF, 1, 0, 1, None, SPANS, scores, None, **EFFORT)

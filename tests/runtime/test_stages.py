@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from indexer.config import Decode, Sampling
 from indexer.manifest import discover
-from indexer.metrics import Counts, ModelEffort
+from indexer.metrics import Counts, FetchEffort, ModelEffort
 from indexer.model.classify import Classifier
 from indexer.model.fusion import fuse_views
 from indexer.model.weights import resolve
@@ -133,7 +134,8 @@ def decoded(clips, unit_index=0, units=1, seed=0, video=1):
 
 def row_of(item, video=1):
     ref = VideoRef(f"{video:032x}", f"/v/{video}.mp4", 100, "k")
-    return blocks.decoded_row(ref, 1, item, fetch_seconds=0.5, decode_seconds=0.25, worker="h:1")
+    facts = {"decode_seconds": 0.25, "decode_wall_seconds": 0.5, "worker": "h:1"}
+    return blocks.decoded_row(ref, 1, item, fetch=FetchEffort(0.5), **facts)
 
 
 def test_every_unit_gets_its_own_scores_whatever_the_batches(checkpoint):
@@ -213,28 +215,30 @@ def test_a_receipt_says_what_the_files_hold(tmp_path):
     }  # fmt: skip
     assert all(Path(paths.data_file(file.table, file.path)).is_file() for file in receipt.files)
     ids = [f"{video:032x}" for video in (1, 2, 3, 4)]
-    assert receipt.units == (
-        UnitReceipt(ids[0], 0, 1, failed=False),
-        UnitReceipt(ids[1], 1, 2, failed=False),
-        UnitReceipt(ids[2], 0, 1, failed=True),
-        UnitReceipt(ids[3], 0, 1, failed=True),
-    )
-    assert receipt.counts == Counts(
+    assert receipt.units == tuple(
+        UnitReceipt(ids[n], unit, units, failed, f"/v/{n + 1}.mp4", seconds=1.0)
+        for n, (unit, units, failed) in enumerate([
+            (0, 1, False), (1, 2, False), (0, 1, True), (0, 1, True)
+        ])
+    )  # fmt: skip
+    assert receipt.counts.write_seconds > 0
+    assert replace(receipt.counts, write_seconds=0.0) == Counts(
         units=4,
         clips=5,
         failures={"empty": 1, "bad_output": 1},
-        fetch_seconds=2.0,
+        fetch=FetchEffort(2.0),
         decode_seconds=1.0,
+        decode_wall_seconds=2.0,
         model=ModelEffort(busy_seconds=4.5),
         video_seconds=4.0,
-        read_bytes=300,
+        listed_bytes=300,
     )
 
 
 def test_counts_add_up():
-    one = Counts(units=1, clips=2, failures={"a": 1}, read_bytes=3)
+    one = Counts(units=1, clips=2, failures={"a": 1}, listed_bytes=3)
     two = Counts(units=1, failures={"a": 1, "b": 2}, decode_seconds=0.5)
     assert one + two == Counts(
-        units=2, clips=2, failures={"a": 2, "b": 2}, read_bytes=3, decode_seconds=0.5
+        units=2, clips=2, failures={"a": 2, "b": 2}, listed_bytes=3, decode_seconds=0.5
     )
     assert one + Counts() == one

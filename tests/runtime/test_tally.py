@@ -10,6 +10,8 @@ from indexer.runtime.tally import Tally
 from indexer.runtime.writing import UnitReceipt, WriteReceipt
 from indexer.table.write import DataFile
 
+SECONDS = {"a": 3.0, "b": 2.0}
+
 
 def todo(**videos):
     """Rows of videos with their number of units and those that are done."""
@@ -31,7 +33,7 @@ def receipt(*units, clips=None, rows=None):
         DataFile(table, f"{table}.parquet", 1, number, "", "{}")
         for table, number in numbers.items()
     )
-    receipts = tuple(UnitReceipt(*unit) for unit in units)
+    receipts = tuple(UnitReceipt(*unit, f"/{unit[0]}", SECONDS.get(unit[0], 1.0)) for unit in units)
     return WriteReceipt(files, receipts, Counts(units=len(units), clips=made))
 
 
@@ -73,3 +75,12 @@ def test_what_has_arrived_before_is_not_taken_again(again):
 def test_files_that_hold_something_else_than_their_receipt_says_are_refused(rows):
     with pytest.raises(ClusterError, match="a write task got 2 clips of 1 units"):
         Tally(todo(a=(1, []))).add(receipt(("a", 0, 1, False), rows=rows))
+
+
+def test_the_slowest_videos_are_known_by_all_their_units():
+    tally = Tally(todo(**{name: (1, []) for name in "abcdefghijklm"}))
+    tally.add(receipt(("b", 0, 2, False)))
+    assert tally.slowest == []
+    tally.add(receipt(("b", 1, 2, False), *((name, 0, 1, False) for name in "acdefghijklm")))
+    assert tally.slowest[:2] == [(4.0, "/b"), (3.0, "/a")]
+    assert len(tally.slowest) == 10

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from indexer.metrics import FetchEffort
 from indexer.records import ClipScores, ClipSpan, UnitOutcome, VideoFailure, VideoInfo, VideoRef
 from indexer.table import catalog
 from indexer.table.commit import Committer
@@ -66,8 +67,9 @@ def unit(
         spans=tuple(map(span, clips)),
         scores=None if failure else ClipScores(logits_NK, embeddings_ND),
         failure=VideoFailure(failure, f"{failure} it is", unit_index, units) if failure else None,
-        fetch_seconds=0.25,
+        fetch=FetchEffort(0.25),
         decode_seconds=1.5,
+        decode_wall_seconds=2.0,
         worker="host:123",
     )
 

@@ -733,7 +733,7 @@ class TestPrefetched:
         found = list(prefetched(iter(listed), Decode()))
         assert [opened.ref for opened in found] == listed
         assert isinstance(found[1].video, VideoMissing)
-        assert all(0 < opened.fetch_seconds < 5 for opened in found)
+        assert all(0 < opened.traffic.seconds < 5 for opened in found)
         for opened in (found[0], found[2]):
             assert content(opened.video) == DATA
             opened.video.close()
