@@ -155,15 +155,21 @@ def plan(
     shard: Shard = None,
     limit: Limit = None,
     settings: SetOption = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Read only listings and headers; measure no speed.")
+    ] = False,
     fmt: OutFormat = Format.table,
 ) -> int:
-    """Say what a run would do, and what it would skip; reads only listings and headers."""
+    """Say what a run would do, what it would skip, and how long it would take.
+
+    Decodes and scores a few clips to find out, on this machine or on the cluster of the job.
+    """
     job = _configuration(
         config, settings, inputs=inputs or None, index=index, model=model, revision=revision,
         sampling=sampling, if_exists=if_exists, retry=retry, limit=limit,
         max_attempts=max_attempts, shard=shard,
     )  # fmt: skip
-    return _print_plan(job, fmt)
+    return _print_plan(job, fmt, measured=not quick)
 
 
 @app.command()
@@ -181,7 +187,7 @@ def run(
     shard: Shard = None,
     limit: Limit = None,
     settings: SetOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `plan`.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `plan --quick`.")] = False,
     fmt: OutFormat = Format.table,
 ) -> int:
     """Index videos. The same command resumes after any interruption.
@@ -194,7 +200,7 @@ def run(
         max_attempts=max_attempts, shard=shard,
     )  # fmt: skip
     if dry_run:
-        return _print_plan(job, fmt)
+        return _print_plan(job, fmt, measured=False)
     return _run(job, fmt)
 
 
@@ -215,12 +221,12 @@ def _configuration(config: Path | None, settings: list[str] | None, **flags: Any
     return IndexConfig.load(config, env=os.environ, overrides=overrides)
 
 
-def _print_plan(job: Any, fmt: Format) -> int:  # noqa: ANN401 - IndexConfig, imported late
+def _print_plan(job: Any, fmt: Format, *, measured: bool) -> int:  # noqa: ANN401 - IndexConfig, imported late
     from indexer.runtime.estimate import describe_plan
     from indexer.runtime.todo import plan_job
 
     made = plan_job(job)
-    rows = describe_plan(made)
+    rows = describe_plan(made, measured=measured)
     if fmt is Format.json:
         rows["skipped"] = list(made.skipped())
     _print([{"what": name, "value": value} for name, value in rows.items()], fmt, rows)

@@ -37,8 +37,14 @@ class Sample:
     unreadable: int = 0
 
 
-def describe_plan(plan: JobPlan) -> dict[str, object]:
-    """What the run would do, as names and values for people and programs."""
+def describe_plan(plan: JobPlan, *, measured: bool = False) -> dict[str, object]:
+    """What the run would do, as names and values for people and programs.
+
+    Args:
+        plan: the job.
+        measured: decode and score some clips too, on this machine or on the job's cluster, for how
+            long the run will take; else only headers are read.
+    """
     sample = take_sample(plan.todo, plan.decode_plan)
     scale = plan.todo_bytes / sample.size_bytes if sample.size_bytes else 0.0
     hours = sample.video_seconds / 3600 * scale
@@ -62,22 +68,51 @@ def describe_plan(plan: JobPlan) -> dict[str, object]:
             "estimated_clips": round(clips),
             "estimated_index_bytes": round(clips * _row_bytes(plan)),
         }
+    if clips and measured:
+        facts |= _duration(plan, clips)
     return facts
+
+
+def _duration(plan: JobPlan, clips: float) -> dict[str, object]:
+    """How long the run will take, from the speed of the machines that it will run on."""
+    from indexer.runtime.speed import measured_speed
+
+    speed, pools = measured_speed(plan, _sampled(plan.todo))
+    if speed is None:
+        return {}
+    hours = {
+        "storage": speed.fetch_seconds * clips / pools.decode_actors / 3600,
+        "decode": speed.decode_cpu_seconds * clips / pools.decode_actors / 3600,
+        "model": speed.model_seconds * clips / pools.model_actors / 3600,
+    }
+    longest = max(hours, key=lambda stage: hours[stage])
+    return {
+        "measured_clips": speed.clips,
+        "decode_cpu_seconds_per_clip": round(speed.decode_cpu_seconds, 5),
+        "model_seconds_per_clip": round(speed.model_seconds, 5),
+        "estimated_hours": round(hours[longest], 4),
+        "estimated_cpu_hours": round(hours[longest] * pools.cpus, 4),
+        "estimated_gpu_hours": round(hours[longest] * pools.gpus, 4),
+        "estimated_bottleneck": longest,
+    }
 
 
 def take_sample(todo: pa.Table, plan: DecodePlan) -> Sample:
     """Surveys some videos, spread evenly over the list."""
-    number = min(SAMPLE_VIDEOS, todo.num_rows)
-    rows = [index * todo.num_rows // number for index in range(number)]
-    sample = Sample()
+    some, sample = _sampled(todo), Sample()
     with Sandbox(plan) as sandbox:
-        for row in rows:
-            one = todo.slice(row, 1)
+        for row in range(some.num_rows):
+            one = some.slice(row, 1)
             size_bytes = one.column("size_bytes")[0].as_py()
             if sample.size_bytes + size_bytes <= SAMPLE_BYTES:
                 (survey,) = survey_videos(one, plan, sandbox)
                 sample = _add(sample, size_bytes, survey)
     return sample
+
+
+def _sampled(todo: pa.Table) -> pa.Table:
+    number = min(SAMPLE_VIDEOS, todo.num_rows)
+    return todo.take([index * todo.num_rows // number for index in range(number)])
 
 
 def _add(sample: Sample, size_bytes: int, survey: Survey | None) -> Sample:
