@@ -223,5 +223,5 @@ def _status_rows(facts: dict[str, Any]) -> list[dict[str, object]]:
         if run["clips"]:
             rate, hours = run["clips_per_second"], run["video_hours_per_hour"]
             shown["last run's rate"] = f"{rate} clips/s, {hours} video-hours an hour"
-            shown["last run's bottleneck"] = run["bottleneck"]
+            shown["last run's verdict"] = run["verdict"]
     return [{"what": name, "value": value} for name, value in shown.items()]

@@ -138,12 +138,16 @@ class Cluster(Section):
         model_actors: model processes; by default one for each GPU, or one on a CPU cluster.
         block_clips: clips that travel together from the decoders to the model; by default 64 with
             GPUs and 8 without, where a block of 64 would take minutes.
+        cpu_hour_price: of one CPU, in any currency; with it the report says what the job cost.
+        gpu_hour_price: of one GPU, likewise.
     """
 
     address: str | None = None
     decode_actors: Annotated[int, Field(ge=1)] | None = None
     model_actors: Annotated[int, Field(ge=1)] | None = None
     block_clips: Annotated[int, Field(ge=1, le=4096)] | None = None
+    cpu_hour_price: Annotated[float, Field(ge=0)] | None = None
+    gpu_hour_price: Annotated[float, Field(ge=0)] | None = None
 
 
 class Output(Section):

@@ -181,7 +181,8 @@ def test_there_is_no_index_where_there_is_none(capsys, tmp_path):
 def result(**changes):
     facts = {
         "run_id": "r", "tag": "t", "status": "finished", "videos_indexed": 1, "videos_failed": 0,
-        "skipped_videos": 0, "skipped_failed_videos": 0, "counts": Counts(units=1), "report": {},
+        "skipped_videos": 0, "skipped_failed_videos": 0, "counts": Counts(units=1),
+        "report": {"verdict": ""},
     }  # fmt: skip
     return RunResult(**facts | changes)
 

@@ -23,14 +23,17 @@ from indexer.metrics import (
     JobFinished,
     JobPlanned,
     Observer,
+    Observers,
     Progress,
-    SilentObserver,
 )
 from indexer.runtime.cluster import WRITER_CPUS, Pools, connected, size_pools
-from indexer.runtime.report import build_report
+from indexer.runtime.forecast import Forecast, forecast, is_early_enough
+from indexer.runtime.prometheus import MetricsExporter
+from indexer.runtime.report import Course, build_report
 from indexer.runtime.sharing import most_rows, share_out
 from indexer.runtime.tally import Tally
 from indexer.runtime.todo import OVERWRITE, JobPlan, check_target, compare, plan_job
+from indexer.runtime.verdict import judge
 from indexer.runtime.workers import DecodeVideos, ScoreUnits, WriteUnits, receipts
 from indexer.table import catalog, lease, recovery
 from indexer.table.commit import Committer
@@ -97,7 +100,7 @@ def run_index(config: IndexConfig, observer: Observer | None = None) -> RunResul
 
 def run_plan(plan: JobPlan, observer: Observer | None = None) -> RunResult:
     """Runs a job that `plan_job` has planned; see `run_index`."""
-    observer = observer or SilentObserver()
+    observer = Observers(MetricsExporter(), *([observer] if observer else []))
     catalog.create_index(plan.paths)
     catalog.register_model(plan.paths, plan.tag, plan.fingerprint, plan.checkpoint.labels)
     with lease.held(plan.paths, plan.tag, plan.shard.writer, plan.run_id) as held:
@@ -138,8 +141,10 @@ class _Job:
         self._pending_units = 0
         self._committed_units = 0
         self._last_commit = time.monotonic()
-        self._pipeline_started = time.monotonic()
+        self._commit_seconds = 0.0
+        self._pipeline_started: float | None = None
         self._pools: Pools | None = None
+        self._forecast: Forecast | None = None
         self._tally = Tally(plan.todo)
 
     def run(self) -> RunResult:
@@ -231,22 +236,34 @@ class _Job:
     def _commit(self) -> None:
         with self._lock:
             if self._pending:
+                started = time.monotonic()
                 patiently(self._committer.commit, self._pending)
+                self._commit_seconds += time.monotonic() - started
                 self._committed_units += self._pending_units
                 self._pending, self._pending_units = [], 0
                 self._report_progress()
             self._last_commit = time.monotonic()
 
     def _report_progress(self) -> None:
+        counts, seconds = self._tally.counts, self._pipeline_seconds()
+        made = forecast(counts, self._plan.todo_bytes, seconds)
+        if self._forecast is None and made is not None and is_early_enough(made):
+            self._forecast = made
         self._observer.on_event(
             Progress(
                 videos_indexed=self._tally.videos_indexed,
                 videos_failed=self._tally.videos_failed,
-                counts=self._tally.counts,
+                counts=counts,
                 committed_units=self._committed_units,
-                elapsed_seconds=time.monotonic() - self._pipeline_started,
+                elapsed_seconds=seconds,
+                busy=judge(counts, self._pools, seconds).busy,
+                left_seconds=None if made is None else made.seconds - seconds,
             )
         )
+
+    def _pipeline_seconds(self) -> float:
+        started = self._pipeline_started
+        return 0.0 if started is None else time.monotonic() - started
 
     def _check_complete(self) -> None:
         if self._tally.videos != self._plan.todo.num_rows:
@@ -257,15 +274,14 @@ class _Job:
             raise ClusterError(message)
 
     def _write_report(self, status: str) -> dict[str, object]:
-        report = build_report(
-            self._plan,
-            self._pools,
-            self._tally.counts,
-            videos_indexed=self._tally.videos_indexed,
-            videos_failed=self._tally.videos_failed,
-            status=status,
+        course = Course(
             started_at=self._started_at,
+            pools=self._pools,
+            pipeline_seconds=self._pipeline_seconds(),
+            commit_seconds=self._commit_seconds,
+            forecast=self._forecast,
         )
+        report = build_report(self._plan, self._tally, course, status=status)
         patiently(catalog.write_run_report, self._plan.paths, self._plan.run_id, report)
         return report
 

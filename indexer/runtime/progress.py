@@ -1,16 +1,16 @@
-"""Telling people of a running job: one live line in a terminal, plain lines elsewhere."""
+"""Telling people of a running job: live bars in a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from indexer.metrics import ClusterReady, Event, JobFinished, JobPlanned, Progress
-from indexer.render import size_text
+from indexer.render import clock_text, size_text
 from indexer.runtime.pipeline import RunResult
 
 LOG_INTERVAL_SECONDS: Final = 10.0
@@ -38,10 +38,17 @@ def progress_text(event: Progress) -> str:
     """Clips, speed and failures so far."""
     rate = event.counts.clips / event.elapsed_seconds if event.elapsed_seconds else 0.0
     hours = event.counts.video_seconds / 3600
+    left = "" if event.left_seconds is None else f", {clock_text(event.left_seconds)} left"
     return (
         f"{event.counts.clips:,} clips, {rate:.1f} clips/s, {hours:.2f} video-hours, "
-        f"{event.videos_failed:,} failed"
+        f"{event.videos_failed:,} failed{left}"
     )
+
+
+def busy_text(event: Progress) -> str:
+    """How busy each stage's actors are, the busiest first."""
+    stages = sorted(event.busy.items(), key=lambda item: -item[1])
+    return ", ".join(f"{stage} {share:.0%}" for stage, share in stages)
 
 
 class ProgressReporter:
@@ -58,11 +65,11 @@ class ProgressReporter:
         self._last_line = clock()
         self._todo_videos = 0
         self._task: TaskID | None = None
+        self._stages: dict[str, TaskID] = {}
         self._bar = Bar(
             SpinnerColumn(),
-            TextColumn("[bold]videos"),
+            TextColumn("[bold]{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
             TextColumn("{task.fields[text]}"),
             console=console,
             disable=not console.is_terminal,
@@ -101,10 +108,20 @@ class ProgressReporter:
     def _progress(self, event: Progress) -> None:
         videos = event.videos_indexed + event.videos_failed
         if self._task is not None:
-            self._bar.update(self._task, completed=videos, text=progress_text(event))
+            text = f"{videos:,}/{self._todo_videos:,} {progress_text(event)}"
+            self._bar.update(self._task, completed=videos, text=text)
+            self._show_stages(event.busy)
         due = self._clock() - self._last_line >= LOG_INTERVAL_SECONDS
         if not self._console.is_terminal and due:
-            self._line(f"{videos:,} of {self._todo_videos:,} videos, {progress_text(event)}")
+            busy = f"; busy: {busy_text(event)}" if event.busy else ""
+            self._line(f"{videos:,} of {self._todo_videos:,} videos, {progress_text(event)}{busy}")
+
+    def _show_stages(self, busy: Mapping[str, float]) -> None:
+        """A bar for each stage: how much of their time its actors work; the longest holds us up."""
+        for stage, share in busy.items():
+            if stage not in self._stages:
+                self._stages[stage] = self._bar.add_task(stage, total=1.0, text="")
+            self._bar.update(self._stages[stage], completed=share, text=f"busy {share:.0%}")
 
     def _line(self, text: str) -> None:
         self._last_line = self._clock()
@@ -133,5 +150,6 @@ def result_text(result: RunResult, index: str) -> str:
         f"{result.videos_indexed:,} videos indexed, {result.videos_failed:,} failed"
         + (f" ({failures}; see `indexer errors {index}`)" if failures else "")
         + f", {result.skipped_videos:,} skipped; {result.counts.clips:,} clips of "
-        f"{result.counts.video_seconds / 3600:.2f} video-hours are in {index}"
+        f"{result.counts.video_seconds / 3600:.2f} video-hours are in {index}\n"
+        f"{result.report['verdict']}"
     )

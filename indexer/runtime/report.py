@@ -2,55 +2,68 @@
 
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import ray
 
 import indexer
+from indexer.config import Cluster
 from indexer.metrics import Counts
 from indexer.runtime.cluster import Pools
+from indexer.runtime.forecast import Forecast
+from indexer.runtime.tally import Tally
 from indexer.runtime.todo import JobPlan
+from indexer.runtime.verdict import judge
 from indexer.storage import redact
 
 
-def build_report(
-    plan: JobPlan,
-    pools: Pools | None,
-    counts: Counts,
-    *,
-    videos_indexed: int,
-    videos_failed: int,
-    status: str,
-    started_at: datetime,
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How the run went so far, on the driver.
+
+    Attributes:
+        started_at: when the run began.
+        pools: how it is spread; None where the pipeline did not start.
+        pipeline_seconds: since the pipeline started; 0 where it did not.
+        commit_seconds: that commits took.
+        forecast: what an early part of the run promised; None where it was too short for one.
+    """
+
+    started_at: datetime
+    pools: Pools | None
+    pipeline_seconds: float
+    commit_seconds: float
+    forecast: Forecast | None
+
+
+def build_report(plan: JobPlan, tally: Tally, course: Course, *, status: str) -> dict[str, Any]:
     """The report as a JSON object.
 
     Args:
         plan: the job.
-        pools: how it was spread; None where the pipeline did not start.
-        counts: sums over the units that came out.
-        videos_indexed: videos with all their units indexed.
-        videos_failed: videos that failed.
+        tally: what came out.
+        course: how it went.
         status: running, finished, interrupted or failed.
-        started_at: when the run began.
     """
     now = datetime.now(UTC)
-    seconds = (now - started_at).total_seconds()
+    counts, seconds = tally.counts, (now - course.started_at).total_seconds()
     hours = counts.video_seconds / 3600
+    verdict = judge(counts, course.pools, course.pipeline_seconds)
     return {
         "run_id": plan.run_id,
         "model": plan.tag,
         "status": status,
-        "started_at": started_at.isoformat(),
+        "started_at": course.started_at.isoformat(),
         "updated_at": now.isoformat(),
         "elapsed_seconds": round(seconds, 3),
         "videos": {
             "listed": plan.listed_videos,
             "skipped": plan.done_videos,
             "todo": plan.todo.num_rows,
-            "indexed": videos_indexed,
-            "failed": videos_failed,
+            "indexed": tally.videos_indexed,
+            "failed": tally.videos_failed,
             "changed": plan.changed.num_rows,
         },
         "failed_units": dict(counts.failures),
@@ -59,17 +72,22 @@ def build_report(
         "video_hours": round(hours, 6),
         "clips_per_second": round(counts.clips / seconds, 3) if seconds else 0.0,
         "video_hours_per_hour": round(hours / (seconds / 3600), 3) if seconds else 0.0,
-        "read_bytes": counts.read_bytes,
-        "stage_seconds": {
-            "fetch": round(counts.fetch_seconds, 3),
-            "decode": round(counts.decode_seconds, 3),
-            "model": round(counts.model.busy_seconds, 3),
-            "model_wait": round(counts.model.wait_seconds, 3),
-            "compile": round(counts.model.compile_seconds, 3),
-        },
+        "listed_bytes": counts.listed_bytes,
+        "fetched_bytes": counts.fetch.fetched_bytes,
+        "requests": counts.fetch.requests,
+        "retries": dict(counts.fetch.retries),
+        "stage_seconds": _stage_seconds(counts, course),
+        "decoded_frames_per_cpu_second": _frames_per_second(plan, counts),
         "recomputed_batches": counts.model.recomputed_batches,
-        "bottleneck": bottleneck(counts, pools),
-        "cluster": None if pools is None else _cluster(pools),
+        "bottleneck": verdict.bottleneck,
+        "busy": dict(verdict.busy),
+        "verdict": verdict.text,
+        "slowest_videos": [
+            {"uri": redact(uri), "seconds": round(seconds, 3)} for seconds, uri in tally.slowest
+        ],
+        "forecast": None if course.forecast is None else asdict(course.forecast),
+        "cluster": None if course.pools is None else _cluster(course.pools),
+        "cost": None if course.pools is None else _cost(course.pools, plan.config.cluster, seconds),
         "config": plan.config.model_dump(mode="json")
         | {"inputs": [redact(uri) for uri in plan.config.inputs]},
         "versions": {
@@ -80,15 +98,26 @@ def build_report(
     }
 
 
-def bottleneck(counts: Counts, pools: Pools | None) -> str | None:
-    """The stage whose actors had the most work each, "decode" or "model"; None before any."""
-    if pools is None or not counts.units:
-        return None
-    load = {
-        "decode": (counts.fetch_seconds + counts.decode_seconds) / pools.decode_actors,
-        "model": counts.model.busy_seconds / pools.model_actors,
+def _stage_seconds(counts: Counts, course: Course) -> dict[str, float]:
+    seconds = {
+        "fetch": counts.fetch.seconds,
+        "decode": counts.decode_wall_seconds,
+        "decode_cpu": counts.decode_seconds,
+        "model": counts.model.busy_seconds,
+        "model_wait": counts.model.wait_seconds,
+        "compile": counts.model.compile_seconds,
+        "write": counts.write_seconds,
+        "commit": course.commit_seconds,
     }
-    return max(load, key=lambda stage: load[stage])
+    return {stage: round(value, 3) for stage, value in seconds.items()}
+
+
+def _frames_per_second(plan: JobPlan, counts: Counts) -> float | None:
+    """Frames that the model saw, for each CPU second of decoding."""
+    if not counts.decode_seconds:
+        return None
+    frames = counts.clips * plan.decode_plan.views * plan.checkpoint.num_frames
+    return round(frames / counts.decode_seconds, 1)
 
 
 def _cluster(pools: Pools) -> Mapping[str, object]:
@@ -99,4 +128,16 @@ def _cluster(pools: Pools) -> Mapping[str, object]:
         "decode_actors": pools.decode_actors,
         "model_actors": pools.model_actors,
         "batch_size": pools.batch_size,
+    }
+
+
+def _cost(pools: Pools, prices: Cluster, seconds: float) -> Mapping[str, float | None]:
+    """What the whole cluster was for as long as the run took; the price where it is known."""
+    cpu_hours, gpu_hours = pools.cpus * seconds / 3600, pools.gpus * seconds / 3600
+    known = prices.cpu_hour_price is not None or prices.gpu_hour_price is not None
+    price = cpu_hours * (prices.cpu_hour_price or 0) + gpu_hours * (prices.gpu_hour_price or 0)
+    return {
+        "cpu_hours": round(cpu_hours, 4),
+        "gpu_hours": round(gpu_hours, 4),
+        "price": round(price, 4) if known else None,
     }

@@ -104,8 +104,32 @@ def test_the_report_is_written_and_says_what_happened(clean):
     }  # fmt: skip
     assert report["clips"] == 19
     assert report["failed_units"] == {"empty": 1, "not_a_video": 1}
-    assert report["bottleneck"] in ("decode", "model")
+    assert report["verdict"].startswith(f"{report['bottleneck']}-bound: ")
+    assert set(report["busy"]) == {"storage", "decode", "model", "write"}
+    assert all(0 <= share <= 1 for share in report["busy"].values())
+    assert {Path(video["uri"]).name for video in report["slowest_videos"]} == {
+        *ARCHIVE_CLIPS, "empty.mp4", "noise.mp4"
+    }  # fmt: skip
+    assert report["stage_seconds"]["commit"] > 0
+    assert report["cost"]["cpu_hours"] == pytest.approx(2 * report["elapsed_seconds"] / 3600, 0.01)
+    assert report["cost"]["price"] is None
     assert report["video_hours"] == pytest.approx((40 / 30 + 33 / 25 + 200 / 30) / 3600, abs=1e-5)
+
+
+def test_prometheus_can_scrape_what_the_job_did(clean, metrics_url):
+    _, result, _ = clean
+    wanted = f'run="{result.run_id}"'
+    deadline = time.monotonic() + 60
+    found = []
+    while not found and time.monotonic() < deadline:
+        time.sleep(0.5)
+        text = urllib.request.urlopen(metrics_url, timeout=10).read().decode()  # noqa: S310
+        lines = [line for line in text.splitlines() if wanted in line]
+        found = [line for line in lines if line.startswith("ray_indexer_clips_total{")]
+    assert found, lines
+    assert float(found[0].rpartition(" ")[2]) == 19
+    outcomes = [line for line in lines if line.startswith("ray_indexer_videos_total{")]
+    assert sorted(float(line.rpartition(" ")[2]) for line in outcomes) == [2, 3]
 
 
 def test_a_second_run_does_nothing(clean, archive, checkpoint, tmp_path):

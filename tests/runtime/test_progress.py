@@ -13,7 +13,8 @@ READY = ClusterReady(16, 1, 12, 1)
 
 def progress(videos, seconds=10.0):
     counts = Counts(units=videos, clips=5 * videos, failures={"corrupt": 1}, video_seconds=7200)
-    return Progress(videos - 1, 1, counts, videos, seconds)
+    busy = {"decode": 0.25, "model": 0.9}
+    return Progress(videos - 1, 1, counts, videos, seconds, busy, left_seconds=3725.0)
 
 
 def shown(events, *, terminal, times=(0.0,)):
@@ -34,13 +35,18 @@ def test_a_log_tells_of_plan_and_cluster_once_and_of_progress_now_and_then():
     assert lines == [
         "run r1, model base-1a2b3c: 1,200 videos listed, 200 already done, 1,000 to index (5.5 GB)",
         "Ray has 16 CPUs and 1 GPUs: 12 decoding, 1 running the model",
-        "20 of 1,000 videos, 100 clips, 10.0 clips/s, 2.00 video-hours, 1 failed",
+        (
+            "20 of 1,000 videos, 100 clips, 10.0 clips/s, 2.00 video-hours, 1 failed, "
+            "1:02:05.00 left; busy: model 90%, decode 25%"
+        ),
     ]
 
 
-def test_a_terminal_shows_one_live_line():
+def test_a_terminal_shows_a_live_line_for_the_videos_and_one_for_each_stage():
     text = shown([PLANNED, READY, progress(20), JobFinished("finished", {})], terminal=True)
-    assert "20/1000" in text
+    assert "20/1,000" in text
+    assert "busy 90%" in text
+    assert "busy 25%" in text
     assert "100 clips, 10.0 clips/s" in text
 
 
@@ -53,7 +59,7 @@ def test_a_job_with_nothing_to_do_shows_no_bar():
 def result(**changes):
     facts = {
         "run_id": "r1", "tag": "t", "status": "finished", "videos_indexed": 8, "videos_failed": 2,
-        "skipped_videos": 1, "skipped_failed_videos": 1, "report": {},
+        "skipped_videos": 1, "skipped_failed_videos": 1, "report": {"verdict": "decode-bound"},
         "counts": Counts(units=10, clips=40, failures={"empty": 2}, video_seconds=3600),
     }  # fmt: skip
     return RunResult(**facts | changes)
@@ -66,12 +72,15 @@ def result(**changes):
             result(),
             (
                 "8 videos indexed, 2 failed (2 empty; see `indexer errors idx`), 1 skipped; "
-                "40 clips of 1.00 video-hours are in idx"
+                "40 clips of 1.00 video-hours are in idx\ndecode-bound"
             ),
         ),
         (
             result(videos_failed=0, counts=Counts(units=8, clips=9)),
-            "8 videos indexed, 0 failed, 1 skipped; 9 clips of 0.00 video-hours are in idx",
+            (
+                "8 videos indexed, 0 failed, 1 skipped; 9 clips of 0.00 video-hours are in idx\n"
+                "decode-bound"
+            ),
         ),
         (
             result(status="interrupted"),

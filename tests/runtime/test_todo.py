@@ -8,10 +8,9 @@ import pytest
 
 from indexer.config import IndexConfig
 from indexer.errors import ConfigError
-from indexer.metrics import Counts, ModelEffort
-from indexer.runtime.cluster import Pools
 from indexer.runtime.estimate import Sample, describe_plan, take_sample
-from indexer.runtime.report import bottleneck, build_report
+from indexer.runtime.report import Course, build_report
+from indexer.runtime.tally import Tally
 from indexer.runtime.todo import _compare, plan_job
 from indexer.table.deleted import mark_deleted
 from indexer.table.resume import STATES
@@ -211,34 +210,15 @@ def test_planning_loads_neither_ray_nor_torch_nor_a_codec():
     assert out.stdout == "[]\n"
 
 
-POOLS = Pools(8, 0, "cpu", 2, 4, 1, 1.0, 8, 2)
-
-
-@pytest.mark.parametrize(
-    ("counts", "pools", "stage"),
-    [
-        (Counts(units=1, decode_seconds=10, model=ModelEffort(16)), POOLS, "decode"),
-        (Counts(units=1, fetch_seconds=1, decode_seconds=6, model=ModelEffort(16)), POOLS, "model"),
-        (Counts(), POOLS, None),
-        (Counts(units=1), None, None),
-    ],
-)
-def test_the_bottleneck_is_the_stage_with_most_work_an_actor(counts, pools, stage):
-    assert bottleneck(counts, pools) == stage
-
-
 def test_a_report_holds_no_secret_of_a_url(job):
     uri = "https://user:pass@host/list.csv?X-Amz-Signature=abc"
     plan = plan_job(job)
     config = job.model_copy(update={"inputs": (uri,)})
     report = build_report(
         type(plan)(**{name: getattr(plan, name) for name in plan.__slots__} | {"config": config}),
-        POOLS,
-        Counts(),
-        videos_indexed=0,
-        videos_failed=0,
+        Tally(plan.todo),
+        Course(datetime.now(UTC), None, 0.0, 0.0, None),
         status="running",
-        started_at=datetime.now(UTC),
     )
     assert "abc" not in json.dumps(report)
     assert "pass" not in json.dumps(report)
