@@ -39,10 +39,11 @@ from indexer.runtime import blocks
 from indexer.runtime.writing import WriteReceipt, write_units
 from indexer.table import catalog
 from indexer.table.commit import Committer
-from indexer.table.lease import Shard, held
+from indexer.table.lease import held
 from indexer.table.paths import IndexPaths
 from indexer.table.patience import patiently
 from indexer.table.rows import RowContext
+from indexer.table.shard import Shard
 from indexer.table.write import DataFile
 from tests.s3server import run_server, weed_binary
 

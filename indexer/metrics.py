@@ -77,6 +77,25 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseAwaited:
+    """What is to be written is held by a run that gives no sign of life; sent now and then.
+
+    Attributes:
+        part: what is held, such as "shard 1/1".
+        run_id: of the run that holds it.
+        host: on which that run works, or worked.
+        since: when that run took it, by the clock of its machine; empty where it is not told.
+        left_seconds: until it counts as dead and is taken over.
+    """
+
+    part: str
+    run_id: str
+    host: str
+    since: str
+    left_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class JobPlanned:
     """The manifest is listed and compared with the index.
 
@@ -146,7 +165,7 @@ class JobFinished:
     report: Mapping[str, object]
 
 
-Event = JobPlanned | ClusterReady | Progress | JobFinished
+Event = LeaseAwaited | JobPlanned | ClusterReady | Progress | JobFinished
 
 
 class Observer(Protocol):

@@ -100,7 +100,8 @@ def run_plan(plan: JobPlan, observer: Observer | None = None) -> RunResult:
     observer = observer or SilentObserver()
     catalog.create_index(plan.paths)
     catalog.register_model(plan.paths, plan.tag, plan.fingerprint, plan.checkpoint.labels)
-    with lease.held(plan.paths, plan.tag, plan.shard.writer, plan.run_id) as held:
+    writer, waiting = plan.shard.writer, observer.on_event
+    with lease.held(plan.paths, plan.tag, writer, plan.run_id, waiting=waiting) as held:
         recovered = patiently(recovery.begin, plan.paths, plan.tag, held)
         if recovered.rolled_forward or videos_version(plan.paths) != plan.videos_version:
             plan = compare(plan)  # others have committed since it was made

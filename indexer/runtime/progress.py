@@ -9,8 +9,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from indexer.metrics import ClusterReady, Event, JobFinished, JobPlanned, Progress
-from indexer.render import size_text
+from indexer.metrics import (
+    ClusterReady,
+    Event,
+    JobFinished,
+    JobPlanned,
+    LeaseAwaited,
+    Progress,
+)
+from indexer.render import size_text, waiting_text
 from indexer.runtime.pipeline import RunResult
 
 LOG_INTERVAL_SECONDS: Final = 10.0
@@ -84,6 +91,8 @@ class ProgressReporter:
     def on_event(self, event: Event) -> None:
         """Shows the event."""
         match event:
+            case LeaseAwaited():
+                self._line(waiting_text(event))
             case JobPlanned():
                 self._todo_videos = event.todo_videos
                 self._line(planned_text(event))

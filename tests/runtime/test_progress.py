@@ -3,7 +3,14 @@ import io
 import pytest
 from rich.console import Console
 
-from indexer.metrics import ClusterReady, Counts, JobFinished, JobPlanned, Progress
+from indexer.metrics import (
+    ClusterReady,
+    Counts,
+    JobFinished,
+    JobPlanned,
+    LeaseAwaited,
+    Progress,
+)
 from indexer.runtime.pipeline import RunResult
 from indexer.runtime.progress import ProgressReporter, result_text
 
@@ -36,6 +43,15 @@ def test_a_log_tells_of_plan_and_cluster_once_and_of_progress_now_and_then():
         "Ray has 16 CPUs and 1 GPUs: 12 decoding, 1 running the model",
         "20 of 1,000 videos, 100 clips, 10.0 clips/s, 2.00 video-hours, 1 failed",
     ]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_whoever_waits_for_a_lease_reads_for_whom(terminal):
+    event = LeaseAwaited("shard 1/2", "r0", "node-3", "2026-11-22 12:00:00 UTC", 93.6)
+    assert (
+        "run r0 on node-3 holds shard 1/2 since 2026-11-22 12:00:00 UTC, but gives no sign of life:"
+        " it will be taken over in 94 s\n"
+    ) in shown([event, PLANNED], terminal=terminal)
 
 
 def test_a_terminal_shows_one_live_line():
