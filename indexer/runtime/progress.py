@@ -143,4 +143,5 @@ def result_text(result: RunResult, index: str) -> str:
         + (f" ({failures}; see `indexer errors {index}`)" if failures else "")
         + f", {result.skipped_videos:,} skipped; {result.counts.clips:,} clips of "
         f"{result.counts.video_seconds / 3600:.2f} video-hours are in {index}"
+        + "".join(f"\n{problem}" for problem in sorted(result.counts.model.problems))
     )

@@ -9,6 +9,7 @@ import ray
 
 import indexer
 from indexer.metrics import Counts
+from indexer.model.precision import resolve_dtype
 from indexer.runtime.cluster import Pools
 from indexer.runtime.todo import JobPlan
 from indexer.storage import redact
@@ -35,6 +36,7 @@ def build_report(
         status: running, finished, interrupted or failed.
         started_at: when the run began.
     """
+    asked_dtype = plan.config.precision.model
     now = datetime.now(UTC)
     seconds = (now - started_at).total_seconds()
     hours = counts.video_seconds / 3600
@@ -68,7 +70,9 @@ def build_report(
             "compile": round(counts.model.compile_seconds, 3),
         },
         "recomputed_batches": counts.model.recomputed_batches,
+        "problems": sorted(counts.model.problems),
         "bottleneck": bottleneck(counts, pools),
+        "dtype": None if pools is None else resolve_dtype(asked_dtype, pools.device),
         "cluster": None if pools is None else _cluster(pools),
         "config": plan.config.model_dump(mode="json")
         | {"inputs": [redact(uri) for uri in plan.config.inputs]},

@@ -9,6 +9,7 @@ from indexer.metrics import (
     JobFinished,
     JobPlanned,
     LeaseAwaited,
+    ModelEffort,
     Progress,
 )
 from indexer.runtime.pipeline import RunResult
@@ -88,6 +89,17 @@ def result(**changes):
         (
             result(videos_failed=0, counts=Counts(units=8, clips=9)),
             "8 videos indexed, 0 failed, 1 skipped; 9 clips of 0.00 video-hours are in idx",
+        ),
+        (
+            result(
+                counts=Counts(
+                    units=8, clips=9, model=ModelEffort(problems=frozenset({"it crawls"}))
+                )
+            ),
+            (
+                "8 videos indexed, 2 failed, 1 skipped; 9 clips of 0.00 video-hours are in idx"
+                "\nit crawls"
+            ),
         ),
         (
             result(status="interrupted"),
