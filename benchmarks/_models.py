@@ -97,7 +97,7 @@ def contestant(method: str, dtype: str, checkpoint: Checkpoint, device: str, bat
     module = build(checkpoint, backend, device, getattr(torch, dtype))
     run: Run = module
     if method.endswith("-compiled"):
-        run = Compiled(module)
+        run = partial(_compiled, Compiled(module))
     elif method == "native-graphs":
         run = torch.compile(module, fullgraph=True, dynamic=False, mode="reduce-overhead")
     elif method == "hf-tf32":
@@ -115,6 +115,13 @@ def _classifier(checkpoint: Checkpoint, dtype: str, device: str, batch: int) -> 
         return torch.from_numpy(scores.logits_NK), torch.from_numpy(scores.embeddings_ND)
 
     return run
+
+
+def _compiled(compiled: Compiled, frames_BTHWC: Tensor) -> Scores:
+    scores = compiled(frames_BTHWC)
+    if compiled.failure is not None:  # else the figure would be that of the module as it is
+        raise RuntimeError(compiled.failure)
+    return scores
 
 
 def _with_tf32(run: Run, frames_BTHWC: Tensor) -> Scores:

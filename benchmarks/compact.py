@@ -28,11 +28,12 @@ from indexer.table import catalog
 from indexer.table.commit import Committer
 from indexer.table.compact import compact
 from indexer.table.delta import live_files, open_table
-from indexer.table.lease import Shard, held
+from indexer.table.lease import held
 from indexer.table.paths import IndexPaths
 from indexer.table.query import LabelIndex
 from indexer.table.rows import RowContext, unit_tables
 from indexer.table.schema import TABLES
+from indexer.table.shard import Shard
 from indexer.table.verify import verify
 from indexer.table.write import write_tables
 

@@ -9,9 +9,10 @@ import typer
 
 from indexer.cli_terminal import Index, OutFormat, print_rows
 from indexer.errors import ConfigError
-from indexer.render import Format, json_text, size_text
+from indexer.render import Format, json_text, size_text, waiting_text
 
 if TYPE_CHECKING:
+    from indexer.metrics import LeaseAwaited
     from indexer.table.repair import Repair
     from indexer.table.verify import Verification
 
@@ -52,7 +53,12 @@ def compact(
     done: list[CompactedTable] = []
     for tag in _tags(paths, model):
         done += compact(
-            paths, tag, target_bytes=target_bytes, keep_history=keep_history, progress=_tell
+            paths,
+            tag,
+            target_bytes=target_bytes,
+            keep_history=keep_history,
+            progress=_tell,
+            waiting=_tell_waiting,
         )
     rows = [asdict(table) for table in done]
     print_rows(rows, list(CompactedTable.__dataclass_fields__), fmt)
@@ -79,7 +85,7 @@ def verify(
     from indexer.table.verify import verify as verify_index
 
     paths = IndexPaths(index)
-    repaired = repair_index(paths, model) if repair else None
+    repaired = repair_index(paths, model, waiting=_tell_waiting) if repair else None
     found = repaired.left if repaired else verify_index(paths, model)
     findings = [asdict(finding) for finding in found.findings]
     if fmt is Format.json:
@@ -105,7 +111,7 @@ def delete(
     from indexer.table.delete import delete_videos
     from indexer.table.paths import IndexPaths
 
-    row = asdict(delete_videos(IndexPaths(index), videos, model))
+    row = asdict(delete_videos(IndexPaths(index), videos, model, waiting=_tell_waiting))
     print_rows([row], list(row), fmt)
     return 0
 
@@ -131,6 +137,10 @@ def _tell(table: Any) -> None:  # noqa: ANN401 - CompactedTable, imported late
     size = size_text(table.bytes_after)
     files = f"{table.files_before:,} files are {table.files_after:,} now, {size}"
     typer.echo(f"{table.model} {table.table}: {files}", err=True)
+
+
+def _tell_waiting(event: "LeaseAwaited") -> None:
+    typer.echo(waiting_text(event), err=True)
 
 
 def _document(

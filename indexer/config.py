@@ -169,7 +169,7 @@ class Precision(Section):
 
     Attributes:
         model: of the weights and activations; `auto` is float16 on a GPU, bfloat16 on a CPU with
-            instructions for it, and float32 elsewhere.
+            instructions for it, and float32 elsewhere, and stays what it was in the first run.
         stored_mantissa_bits: bits of mantissa kept of logits and embeddings; 23 keeps all.
     """
 

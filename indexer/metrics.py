@@ -49,12 +49,14 @@ class ModelEffort:
         wait_seconds: wall time without clips to score.
         compile_seconds: wall time of compiling the model.
         recomputed_batches: that overflowed float16, and were scored again in bfloat16.
+        problems: what slowed them down, in words, such as a compiler that failed.
     """
 
     busy_seconds: float = 0.0
     wait_seconds: float = 0.0
     compile_seconds: float = 0.0
     recomputed_batches: int = 0
+    problems: frozenset[str] = frozenset()
 
     def __add__(self, other: "ModelEffort") -> "ModelEffort":
         return ModelEffort(
@@ -62,6 +64,7 @@ class ModelEffort:
             self.wait_seconds + other.wait_seconds,
             self.compile_seconds + other.compile_seconds,
             self.recomputed_batches + other.recomputed_batches,
+            self.problems | other.problems,
         )
 
     def __sub__(self, other: "ModelEffort") -> "ModelEffort":
@@ -70,6 +73,7 @@ class ModelEffort:
             self.wait_seconds - other.wait_seconds,
             self.compile_seconds - other.compile_seconds,
             self.recomputed_batches - other.recomputed_batches,
+            self.problems - other.problems,
         )
 
 
@@ -114,6 +118,25 @@ class Counts:
             video_seconds=self.video_seconds + other.video_seconds,
             listed_bytes=self.listed_bytes + other.listed_bytes,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseAwaited:
+    """What is to be written is held by a run that gives no sign of life; sent now and then.
+
+    Attributes:
+        part: what is held, such as "shard 1/1".
+        run_id: of the run that holds it.
+        host: on which that run works, or worked.
+        since: when that run took it, by the clock of its machine; empty where it is not told.
+        left_seconds: until it counts as dead and is taken over.
+    """
+
+    part: str
+    run_id: str
+    host: str
+    since: str
+    left_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +213,7 @@ class JobFinished:
     report: Mapping[str, object]
 
 
-Event = JobPlanned | ClusterReady | Progress | JobFinished
+Event = LeaseAwaited | JobPlanned | ClusterReady | Progress | JobFinished
 
 
 class Observer(Protocol):

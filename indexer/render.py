@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from indexer.metrics import LeaseAwaited
+
 
 class Format(StrEnum):
     """How rows are printed."""
@@ -52,6 +54,15 @@ def _json_default(value: object) -> str:
         return value.isoformat()
     message = f"{type(value).__name__} has no JSON form"
     raise TypeError(message)
+
+
+def waiting_text(event: LeaseAwaited) -> str:
+    """One line about whom a command waits for, and for how long."""
+    since = f" since {event.since}" if event.since else ""
+    return (
+        f"run {event.run_id} on {event.host} holds {event.part}{since}, but gives no sign of"
+        f" life: it will be taken over in {event.left_seconds:.0f} s"
+    )
 
 
 def _csv_text(rows: Iterable[Row], columns: Sequence[str]) -> str:

@@ -1,25 +1,18 @@
 """What a checkpoint runs as: a module from uint8 clips to logits and embeddings."""
 
-from collections.abc import Mapping
-from typing import Final, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from indexer.errors import ModelError
+from indexer.model.precision import resolve_dtype
 from indexer.model.timesformer import State, TimeSformer
 from indexer.model.weights import Checkpoint, load_state
 
 Backend = Literal["native", "transformers"]
 """`native` is our own forward pass, `transformers` the Hugging Face module: slower, but it knows
 every activation, and it is what ours is measured against."""
-
-_DTYPES: Final = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-_FAST_BFLOAT16: Final = ("amx_bf16", "avx512_bf16")
 
 
 def pick_device(name: str) -> str:
@@ -44,17 +37,12 @@ def pick_device(name: str) -> str:
 def pick_dtype(name: str, device: str) -> torch.dtype:
     """The dtype of weights and activations; for `auto` the fastest that is accurate enough.
 
-    That is float16 on a GPU, bfloat16 on a CPU with instructions for it, and float32 elsewhere.
+    See `precision.resolve_dtype`.
 
     Raises:
         ModelError: there is no such precision.
     """
-    if name == "auto":
-        name = "float16" if device == "cuda" else _of_this_cpu()
-    if name not in _DTYPES:
-        message = f"precision.model = {name!r}, but must be auto or one of {', '.join(_DTYPES)}"
-        raise ModelError(message)
-    return _DTYPES[name]
+    return getattr(torch, resolve_dtype(name, device))  # type: ignore[no-any-return]
 
 
 def build(checkpoint: Checkpoint, backend: str, device: str, dtype: torch.dtype) -> nn.Module:
@@ -77,13 +65,6 @@ def build(checkpoint: Checkpoint, backend: str, device: str, dtype: torch.dtype)
     else:
         module = _HuggingFace(state, checkpoint, dtype)
     return module.to(device).train(mode=False)
-
-
-def _of_this_cpu() -> str:
-    # the oldest releases of torch that are supported cannot tell
-    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = any(capabilities.get(name, False) for name in _FAST_BFLOAT16)
-    return "bfloat16" if fast else "float32"
 
 
 class _HuggingFace(nn.Module):

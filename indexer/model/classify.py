@@ -93,6 +93,14 @@ class Classifier:
         """Spent compiling so far."""
         return self._compiled.seconds if self._compiled else 0.0
 
+    @property
+    def problems(self) -> frozenset[str]:
+        """What makes it slower than it could be, in words for the user."""
+        failure = self._compiled.failure if self._compiled else None
+        if failure is None:
+            return frozenset()
+        return frozenset({f"the model runs uncompiled, and so slower: {failure}"})
+
     def classify(self, frames_NTHWC: npt.NDArray[np.uint8]) -> ClipScores:
         """Scores clips.
 

@@ -81,7 +81,10 @@ class Compiled:
             # A frozen graph has its weights packed for the CPU's matrix units. Whoever scores on
             # CPUs has a process for each: a pool of compilers for each process would be too many.
             on_cpu = {"freezing": True, "compile_threads": 1}
-            with inductor.patch(on_cpu if frames_BTHWC.device.type == "cpu" else {}):
+            settings = on_cpu if frames_BTHWC.device.type == "cpu" else {}
+            with inductor.patch(settings), warnings.catch_warnings():
+                # it would have float32 rounded to 10 bits: whoever asks for that asks for less
+                warnings.filterwarnings("ignore", message="TensorFloat32")
                 scores = self._compiled(frames_BTHWC)
         except torch.OutOfMemoryError:
             raise

@@ -43,7 +43,8 @@ class Staging:
             return staged_BTHWC
         with torch.cuda.stream(self._stream):
             moved_BTHWC = staged_BTHWC.to(self._device, non_blocking=True)
-            slot.copied = self._stream.record_event()
+            # waiting for it shall leave the core to a decoder
+            slot.copied = self._stream.record_event(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
         compute = torch.cuda.current_stream()
         compute.wait_stream(self._stream)
         moved_BTHWC.record_stream(compute)  # or it might be given away while it is computed with

@@ -231,6 +231,7 @@ def _layer_norm(name: str, size: int) -> dict[str, Shape]:
 def _here(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint itself where its files are on this machine, else a copy fetched here."""
     if checkpoint.folder.is_dir():
+        _check_unchanged(checkpoint)
         return checkpoint
     if checkpoint.source == str(checkpoint.folder):
         message = (
@@ -246,6 +247,18 @@ def _here(checkpoint: Checkpoint) -> Checkpoint:
         message = f"{checkpoint.id}: has other weights now than when the job began"
         raise ModelError(message)
     return again
+
+
+def _check_unchanged(checkpoint: Checkpoint) -> None:
+    names = ", ".join(checkpoint.weights_files)
+    try:
+        digest = _sha256(checkpoint.folder / name for name in checkpoint.weights_files)
+    except OSError as error:
+        message = f"{checkpoint.id}: cannot load {names}: {error}"
+        raise ModelError(message) from error
+    if digest != checkpoint.weights_sha256:
+        message = f"{checkpoint.id}: {names} has other weights here than the job's driver found"
+        raise ModelError(message)
 
 
 def _check(found: Found) -> Checkpoint:

@@ -67,6 +67,7 @@ _EFFORT: Final = pa.struct(
         ("wait_seconds", pa.float64()),
         ("compile_seconds", pa.float64()),
         ("recomputed_batches", pa.int64()),
+        ("problems", pa.list_(pa.string())),
     ]
 )
 _FETCH: Final = pa.struct(
@@ -154,7 +155,8 @@ def _cells(array: pa.Array) -> Iterator[memoryview]:
 
 def with_scores(table: pa.Table, scores: list[ClipScores | None], effort: ModelEffort) -> pa.Table:
     """Puts the scores of every row in place of its frames."""
-    efforts = [asdict(effort), *[None] * (table.num_rows - 1)]
+    told = asdict(effort) | {"problems": sorted(effort.problems)}
+    efforts = [told, *[None] * (table.num_rows - 1)]
     logits = [None if s is None else s.logits_NK.astype(np.float32).tobytes() for s in scores]
     vectors = [None if s is None else s.embeddings_ND.astype(np.float32).tobytes() for s in scores]
     return (
@@ -168,7 +170,8 @@ def with_scores(table: pa.Table, scores: list[ClipScores | None], effort: ModelE
 def effort_of(table: pa.Table) -> ModelEffort:
     """What scoring all rows of `SCORED_SCHEMA` took."""
     given = [row for row in table.column("model_effort").to_pylist() if row is not None]
-    return sum((ModelEffort(**row) for row in given), ModelEffort())
+    efforts = (ModelEffort(**row | {"problems": frozenset(row["problems"])}) for row in given)
+    return sum(efforts, ModelEffort())
 
 
 def outcomes(table: pa.Table) -> Iterator[UnitOutcome]:

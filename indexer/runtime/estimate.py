@@ -112,7 +112,8 @@ def take_sample(todo: pa.Table, plan: DecodePlan) -> Sample:
 
 def _sampled(todo: pa.Table) -> pa.Table:
     number = min(SAMPLE_VIDEOS, todo.num_rows)
-    return todo.take([index * todo.num_rows // number for index in range(number)])
+    rows = [index * todo.num_rows // number for index in range(number)]
+    return todo.take(pa.array(rows, pa.int64()))
 
 
 def _add(sample: Sample, size_bytes: int, survey: Survey | None) -> Sample:

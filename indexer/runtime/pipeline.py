@@ -26,6 +26,7 @@ from indexer.metrics import (
     Observers,
     Progress,
 )
+from indexer.model.precision import AUTO, resolve_dtype
 from indexer.runtime.cluster import WRITER_CPUS, Pools, connected, size_pools
 from indexer.runtime.forecast import Forecast, forecast, is_early_enough
 from indexer.runtime.prometheus import MetricsExporter
@@ -103,7 +104,8 @@ def run_plan(plan: JobPlan, observer: Observer | None = None) -> RunResult:
     observer = Observers(MetricsExporter(), *([observer] if observer else []))
     catalog.create_index(plan.paths)
     catalog.register_model(plan.paths, plan.tag, plan.fingerprint, plan.checkpoint.labels)
-    with lease.held(plan.paths, plan.tag, plan.shard.writer, plan.run_id) as held:
+    writer, waiting = plan.shard.writer, observer.on_event
+    with lease.held(plan.paths, plan.tag, writer, plan.run_id, waiting=waiting) as held:
         recovered = patiently(recovery.begin, plan.paths, plan.tag, held)
         if recovered.rolled_forward or videos_version(plan.paths) != plan.videos_version:
             plan = compare(plan)  # others have committed since it was made
@@ -180,6 +182,7 @@ class _Job:
         with connected(config.cluster) as (cpus, gpus):
             pools = size_pools(cpus, gpus, config.cluster, config.model, todo_rows=rows)
             self._pools = pools
+            _settle_precision(self._plan, pools)
             self._observer.on_event(
                 ClusterReady(pools.cpus, pools.gpus, pools.decode_actors, pools.model_actors)
             )
@@ -335,11 +338,21 @@ def _split(todo: pa.Table, decode_actors: int) -> list[pa.Table]:
     return [todo.slice(start, rows).combine_chunks() for start in range(0, todo.num_rows, rows)]
 
 
+def _settle_precision(plan: JobPlan, pools: Pools) -> None:
+    """Holds all runs of a tag to what `precision.model = auto` stood for in the first.
+
+    The driver decides it for all workers, by its own processor where they have no GPU.
+    """
+    if plan.config.precision.model == AUTO:
+        dtype = resolve_dtype(AUTO, pools.device)
+        patiently(catalog.settle_precision, plan.paths, plan.tag, dtype)
+
+
 def _model_arguments(plan: JobPlan, pools: Pools) -> dict[str, object]:
     return {
         "checkpoint": plan.checkpoint,
         "device": pools.device,
-        "dtype": plan.config.precision.model,
+        "dtype": resolve_dtype(plan.config.precision.model, pools.device),
         "backend": plan.config.model.backend,
         "batch_size": pools.batch_size,
         "expected_clips": expected_clips(plan) // pools.model_actors,

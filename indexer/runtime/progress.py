@@ -9,8 +9,15 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
-from indexer.metrics import ClusterReady, Event, JobFinished, JobPlanned, Progress
-from indexer.render import clock_text, size_text
+from indexer.metrics import (
+    ClusterReady,
+    Event,
+    JobFinished,
+    JobPlanned,
+    LeaseAwaited,
+    Progress,
+)
+from indexer.render import clock_text, size_text, waiting_text
 from indexer.runtime.pipeline import RunResult
 
 LOG_INTERVAL_SECONDS: Final = 10.0
@@ -91,6 +98,8 @@ class ProgressReporter:
     def on_event(self, event: Event) -> None:
         """Shows the event."""
         match event:
+            case LeaseAwaited():
+                self._line(waiting_text(event))
             case JobPlanned():
                 self._todo_videos = event.todo_videos
                 self._line(planned_text(event))
@@ -152,4 +161,5 @@ def result_text(result: RunResult, index: str) -> str:
         + f", {result.skipped_videos:,} skipped; {result.counts.clips:,} clips of "
         f"{result.counts.video_seconds / 3600:.2f} video-hours are in {index}\n"
         f"{result.report['verdict']}"
+        + "".join(f"\n{problem}" for problem in sorted(result.counts.model.problems))
     )

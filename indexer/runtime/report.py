@@ -11,6 +11,7 @@ import ray
 import indexer
 from indexer.config import Cluster
 from indexer.metrics import Counts
+from indexer.model.precision import resolve_dtype
 from indexer.runtime.cluster import Pools
 from indexer.runtime.forecast import Forecast
 from indexer.runtime.tally import Tally
@@ -47,6 +48,7 @@ def build_report(plan: JobPlan, tally: Tally, course: Course, *, status: str) ->
         course: how it went.
         status: running, finished, interrupted or failed.
     """
+    asked_dtype = plan.config.precision.model
     now = datetime.now(UTC)
     counts, seconds = tally.counts, (now - course.started_at).total_seconds()
     hours = counts.video_seconds / 3600
@@ -79,6 +81,7 @@ def build_report(plan: JobPlan, tally: Tally, course: Course, *, status: str) ->
         "stage_seconds": _stage_seconds(counts, course),
         "decoded_frames_per_cpu_second": _frames_per_second(plan, counts),
         "recomputed_batches": counts.model.recomputed_batches,
+        "problems": sorted(counts.model.problems),
         "bottleneck": verdict.bottleneck,
         "busy": dict(verdict.busy),
         "verdict": verdict.text,
@@ -86,6 +89,7 @@ def build_report(plan: JobPlan, tally: Tally, course: Course, *, status: str) ->
             {"uri": redact(uri), "seconds": round(seconds, 3)} for seconds, uri in tally.slowest
         ],
         "forecast": None if course.forecast is None else asdict(course.forecast),
+        "dtype": None if course.pools is None else resolve_dtype(asked_dtype, course.pools.device),
         "cluster": None if course.pools is None else _cluster(course.pools),
         "cost": None if course.pools is None else _cost(course.pools, plan.config.cluster, seconds),
         "config": plan.config.model_dump(mode="json")

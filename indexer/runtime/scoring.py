@@ -44,4 +44,5 @@ def _effort(classifier: Classifier) -> ModelEffort:
         wait_seconds=classifier.wait_seconds,
         compile_seconds=classifier.compile_seconds,
         recomputed_batches=classifier.recomputed_batches,
+        problems=classifier.problems,
     )

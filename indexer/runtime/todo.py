@@ -22,9 +22,10 @@ from indexer.model.weights import Checkpoint, resolve
 from indexer.runtime.blocks import TODO_SCHEMA
 from indexer.storage import check_scheme, check_writable
 from indexer.table.deleted import deleted_video_ids
-from indexer.table.lease import Lease, Shard
+from indexer.table.lease import Lease
 from indexer.table.paths import IndexPaths
 from indexer.table.resume import finished_videos, unit_states, videos_version
+from indexer.table.shard import Shard
 from indexer.video.plan import DecodePlan
 
 RETRY_ALL: Final = "all"

@@ -121,6 +121,30 @@ def read_model(paths: IndexPaths, tag: str) -> RegisteredModel:
     return _model(paths.model_json(tag), content)
 
 
+def settle_precision(paths: IndexPaths, tag: str, dtype: str) -> None:
+    """Gives a tag the dtype in which its clips are scored, or checks that it has this one.
+
+    What `precision.model = auto` stands for is known once the cluster is, long after the
+    fingerprint; without this, a run on other machines would put other numbers beside those of the
+    first.
+
+    Raises:
+        ConfigError: its clips were scored in another dtype.
+        StorageError: it cannot be read or written.
+    """
+    uri = paths.precision_json(tag)
+    storage.create_bytes(uri, _dump({"model": dtype}))
+    kept = (_read_json(uri) or {}).get("model")
+    if kept != dtype:
+        message = (
+            f"the tag {tag!r} of {paths.root_uri} was scored in {kept}, which"
+            f" precision.model = auto stood for then; here it stands for {dtype}:"
+            f" use a cluster of the same kind, or --set precision.model={dtype}, which gives this"
+            " run a tag of its own"
+        )
+        raise ConfigError(message)
+
+
 def models(paths: IndexPaths) -> tuple[RegisteredModel, ...]:
     """The registered models, the newest last.
 

@@ -34,6 +34,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from indexer import storage
 from indexer.errors import CommitConflict, CommitFenced, CommitUnknown, StorageError
 from indexer.table.delta import add_action, live_files, open_or_create, reason
+from indexer.table.entries import added_by
 from indexer.table.lease import Lease, taken_over
 from indexer.table.paths import IndexPaths
 from indexer.table.record import (
@@ -331,14 +332,23 @@ class Committer(TableLogs):
             self._check_epoch()
         if not applied:
             return False
-        live = {file.path for file in live_files(table, self._tag)} if files else set()
-        if not live.issuperset(file.path for file in files):
+        if files and not self._has_added(spec, record, {file.path for file in files}):
             message = (
                 f"{storage.redact(table.table_uri)}: {self._writer} has made transaction"
                 f" {record.sequence} with other files; do two jobs use one run id?"
             )
             raise CommitConflict(message)
         return True
+
+    def _has_added(self, spec: TableSpec, record: CommitRecord, paths: set[str]) -> bool:
+        """Whether a transaction that is in the log is ours: another's has other files."""
+        table = self._tables[spec.name]
+        if paths <= {file.path for file in live_files(table, self._tag)}:
+            return True
+        # a compaction may have put others in their place
+        uri = self._paths.table(spec.name)
+        added = added_by(uri, record.application, record.sequence, table.version())
+        return added is not None and paths <= added
 
     def _check_epoch(self) -> None:
         if self._lease is None:

@@ -25,6 +25,7 @@ import pyarrow as pa
 from indexer import storage
 from indexer.errors import CommitConflict, ConfigError, StorageError
 from indexer.table.delta import LiveFile
+from indexer.table.lease import Waiting, say_nothing
 from indexer.table.maintenance import Maintainer, maintaining
 from indexer.table.paths import IndexPaths
 from indexer.table.read import file_batches
@@ -69,6 +70,7 @@ def compact(
     target_bytes: int = TARGET_BYTES,
     keep_history: bool = False,
     progress: Callable[[CompactedTable], None] = lambda _: None,
+    waiting: Waiting = say_nothing,
 ) -> tuple[CompactedTable, ...]:
     """Compacts one model of an index.
 
@@ -78,6 +80,7 @@ def compact(
         target_bytes: size at which a new file ends.
         keep_history: leave the old files, so that readers can travel in time.
         progress: is told of each table when it is done.
+        waiting: is told where the lease of a dead command is waited for.
 
     Raises:
         ConfigError: the target is no size.
@@ -89,7 +92,7 @@ def compact(
         message = f"target file size = {target_bytes}: should be 1 byte or more"
         raise ConfigError(message)
     done = []
-    with maintaining(paths, tag, COMMAND) as (maintainer, _):
+    with maintaining(paths, tag, COMMAND, waiting) as (maintainer, _):
         for spec in TABLES.values():
             done.append(_compact_table(maintainer, spec, target_bytes))
             progress(done[-1])

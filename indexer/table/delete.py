@@ -29,12 +29,13 @@ from indexer.table import catalog
 from indexer.table.commit import Committer
 from indexer.table.deleted import deleted_video_ids, mark_deleted
 from indexer.table.delta import delta_errors, open_table
-from indexer.table.lease import Lease, Shard, held
+from indexer.table.lease import Lease, Waiting, held, say_nothing
 from indexer.table.maintenance import Maintainer, maintaining, new_run_id
 from indexer.table.paths import IndexPaths
 from indexer.table.read import model_rows, read
 from indexer.table.recovery import begin
 from indexer.table.schema import TABLES, VIDEOS, TableSpec
+from indexer.table.shard import Shard
 from indexer.table.strays import LOG
 
 COMMAND: Final = "delete"
@@ -65,13 +66,20 @@ class Deletion:
     reports: int
 
 
-def delete_videos(paths: IndexPaths, videos: Sequence[str], tag: str | None = None) -> Deletion:
+def delete_videos(
+    paths: IndexPaths,
+    videos: Sequence[str],
+    tag: str | None = None,
+    *,
+    waiting: Waiting = say_nothing,
+) -> Deletion:
     """Deletes videos for good.
 
     Args:
         paths: of the index.
         videos: their URIs or ids.
         tag: of the only model to delete them from; None deletes them from all.
+        waiting: is told where the lease of a dead job is waited for.
 
     Raises:
         QueryError: there is no index, no such model, or no such video in it.
@@ -85,8 +93,10 @@ def delete_videos(paths: IndexPaths, videos: Sequence[str], tag: str | None = No
     with ExitStack() as stack:
         maintainers, leases = {}, {}
         for name in every:  # the logs are common to all models, and so their writers must rest
-            maintainers[name], _ = stack.enter_context(maintaining(paths, name, COMMAND))
-            leases[name] = stack.enter_context(held(paths, name, Shard().writer, run_id))
+            maintainers[name], _ = stack.enter_context(maintaining(paths, name, COMMAND, waiting))
+            leases[name] = stack.enter_context(
+                held(paths, name, Shard().writer, run_id, waiting=waiting)
+            )
             begin(paths, name, leases[name])
         known = _known(paths, chosen, videos)
         mark_deleted(paths, tag, known)

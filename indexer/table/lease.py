@@ -11,7 +11,6 @@ owner's commits, and `recovery.begin` makes the tables refuse the epochs before 
 """
 
 import json
-import math
 import os
 import socket
 import threading
@@ -20,13 +19,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from indexer import storage
-from indexer.errors import CommitFenced, ConfigError, LeaseHeld, StorageError
+from indexer.errors import CommitFenced, LeaseHeld, StorageError
+from indexer.metrics import LeaseAwaited
 from indexer.table.paths import IndexPaths
 from indexer.table.patience import patiently
+from indexer.table.shard import Shard
 
 BEAT_SECONDS: Final = 5.0
 """Between two signs of life of an owner."""
@@ -37,51 +39,13 @@ TAKEOVER_SECONDS: Final = 120.0
 HELD: Final = "held"
 RELEASED: Final = "released"
 
+TELL_SECONDS: Final = 10.0
+"""Between two words to whoever waits for a lease."""
+
+Waiting = Callable[[LeaseAwaited], None]
+"""Is told now and then that a lease is waited for."""
+
 _LOOKS_PER_BEAT: Final = 5
-_ID_DIGITS: Final = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One of several equal parts of all videos, told by their ids.
-
-    Attributes:
-        number: 1 to `count`.
-        count: of parts.
-    """
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Reads `i/n`.
-
-        Raises:
-            ConfigError: it says something else.
-        """
-        number, slash, count = text.partition("/")
-        if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
-            return cls(int(number), int(count))
-        message = f"shard = {text!r}: should be i/n with 1 <= i <= n, such as 1/4"
-        raise ConfigError(message)
-
-    @property
-    def writer(self) -> str:
-        """Name of the lease."""
-        return f"{self.number}-of-{self.count}"
-
-    def holds(self, video_id: str) -> bool:
-        """Whether a video belongs to this shard; the digits used are random in every uuid5."""
-        return int(video_id[:_ID_DIGITS], 16) % self.count == self.number - 1
-
-    def overlaps(self, writer: str) -> bool:
-        """Whether the shard of another lease has videos in common with this one."""
-        number, _, count = writer.partition("-of-")
-        if not (number.isdecimal() and count.isdecimal()):
-            return False
-        common = math.gcd(self.count, int(count))
-        return self.number % common == int(number) % common
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +62,7 @@ class LeaseRecord:
         host: of the owner; for people.
         machine: of the owner; empty where the system does not tell.
         process: of the owner on that machine.
+        since: when the owner took it, by its clock; for people.
     """
 
     writer: str
@@ -109,6 +74,7 @@ class LeaseRecord:
     host: str
     machine: str
     process: str
+    since: str = ""
 
     def dump(self) -> bytes:
         """The object's bytes."""
@@ -181,6 +147,10 @@ class Lease:
             self._record = record
 
 
+def say_nothing(_: LeaseAwaited) -> None:
+    """Tells nobody that a lease is waited for."""
+
+
 @contextmanager
 def held(
     paths: IndexPaths,
@@ -188,12 +158,19 @@ def held(
     writer: str,
     run_id: str,
     *,
+    waiting: Waiting = say_nothing,
     beat_seconds: float = BEAT_SECONDS,
     takeover_seconds: float = TAKEOVER_SECONDS,
 ) -> Iterator[Lease]:
     """Holds a lease while the block runs, whatever becomes of it; see `acquire`."""
     lease = acquire(
-        paths, tag, writer, run_id, beat_seconds=beat_seconds, takeover_seconds=takeover_seconds
+        paths,
+        tag,
+        writer,
+        run_id,
+        waiting=waiting,
+        beat_seconds=beat_seconds,
+        takeover_seconds=takeover_seconds,
     )
     try:
         yield lease
@@ -207,6 +184,7 @@ def acquire(
     writer: str,
     run_id: str,
     *,
+    waiting: Waiting = say_nothing,
     beat_seconds: float = BEAT_SECONDS,
     takeover_seconds: float = TAKEOVER_SECONDS,
 ) -> Lease:
@@ -217,6 +195,7 @@ def acquire(
         tag: of the model.
         writer: name of the lease: that of a shard, or of a service such as "maintenance".
         run_id: of the run that will write; files of its name are left alone by other jobs.
+        waiting: is told of an owner that is silent, every `TELL_SECONDS`.
         beat_seconds: between two signs of life.
         takeover_seconds: without one, the owner counts as dead.
 
@@ -224,18 +203,28 @@ def acquire(
         LeaseHeld: its owner lives, or another job was quicker.
         StorageError: the leases cannot be read or written.
     """
+    patience = _Patience(waiting, beat_seconds, takeover_seconds)
     found = newest_lease(paths, tag, writer)
-    _wait_until_free(paths, tag, found, beat_seconds, takeover_seconds)
+    _wait_until_free(paths, tag, found, patience)
     record = _new_record(writer, 1 + (found.epoch if found else 0), run_id)
     _create(paths, tag, record)
     lease = Lease(paths, tag, record, beat_seconds)
     try:
-        _take_over_overlapping(paths, tag, lease, beat_seconds, takeover_seconds)
+        _take_over_overlapping(paths, tag, lease, patience)
         _forget_before(paths, tag, record)
     except BaseException:
         lease.release()
         raise
     return lease
+
+
+@dataclass(frozen=True, slots=True)
+class _Patience:
+    """How an owner that gives no sign of life is waited for; see `acquire`."""
+
+    waiting: Waiting
+    beat_seconds: float
+    takeover_seconds: float
 
 
 def newest_lease(paths: IndexPaths, tag: str, writer: str) -> LeaseRecord | None:
@@ -289,9 +278,7 @@ def taken_over(paths: IndexPaths, writer: str) -> str:
     )
 
 
-def _take_over_overlapping(
-    paths: IndexPaths, tag: str, lease: Lease, beat_seconds: float, takeover_seconds: float
-) -> None:
+def _take_over_overlapping(paths: IndexPaths, tag: str, lease: Lease, patience: _Patience) -> None:
     """Retires dead owners of shards that share videos with ours, such as 1/2 beside 1/1."""
     if "-of-" not in lease.writer:
         return
@@ -300,7 +287,7 @@ def _take_over_overlapping(
     for other in all_leases(paths, tag):
         overlapping = other.writer != lease.writer and shard.overlaps(other.writer)
         if overlapping and other.state == HELD:
-            _wait_until_free(paths, tag, other, beat_seconds, takeover_seconds)
+            _wait_until_free(paths, tag, other, patience)
             record = _new_record(other.writer, other.epoch + 1, lease.run_id)
             _create(paths, tag, replace(record, state=RELEASED))
 
@@ -309,20 +296,30 @@ def _wait_until_free(
     paths: IndexPaths,
     tag: str,
     found: LeaseRecord | None,
-    beat_seconds: float,
-    takeover_seconds: float,
+    patience: _Patience,
     now: Callable[[], float] = time.monotonic,
 ) -> None:
     if found is None or found.state == RELEASED or _has_died(found):
         return
-    deadline = now() + takeover_seconds
+    look_seconds = min(patience.beat_seconds, patience.takeover_seconds) / _LOOKS_PER_BEAT
+    # a job that lives gives a sign within a beat, and is no matter of waiting
+    tell_at = now() + 2 * patience.beat_seconds
+    deadline = now() + patience.takeover_seconds
     while now() < deadline:
-        time.sleep(min(beat_seconds, takeover_seconds) / _LOOKS_PER_BEAT)
+        if now() >= tell_at:
+            patience.waiting(_awaited(found, deadline - now()))
+            tell_at += TELL_SECONDS
+        time.sleep(look_seconds)
         newest = newest_lease(paths, tag, found.writer)
         if newest is not None and newest.state == RELEASED:
             return
         if newest != found:
             raise LeaseHeld(_refusal(paths, tag, newest or found))
+
+
+def _awaited(owner: LeaseRecord, left_seconds: float) -> LeaseAwaited:
+    part = _plain(owner.writer)
+    return LeaseAwaited(part, owner.run_id, owner.host, owner.since, max(0.0, left_seconds))
 
 
 def _create(paths: IndexPaths, tag: str, record: LeaseRecord) -> None:
@@ -349,6 +346,7 @@ def _new_record(writer: str, epoch: int, run_id: str) -> LeaseRecord:
         host=socket.gethostname(),
         machine=_machine(),
         process=_process(os.getpid()),
+        since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
     )
 
 

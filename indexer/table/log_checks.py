@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from indexer import storage
+from indexer.table.checkpoint_checks import Replay
 from indexer.table.findings import Finding
 from indexer.table.paths import IndexPaths
 from indexer.table.record import RECORD, sequence_application
@@ -18,6 +19,7 @@ FILES: Final = "indexer.files"
 """Key of the files that a commit of maintenance adds, in the commit's metadata."""
 
 _ENTRY: Final = re.compile(r"^\d{20}\.json$")
+_DIGITS: Final = 20
 _READ_THREADS: Final = 8
 
 
@@ -46,8 +48,11 @@ def read_logs(paths: IndexPaths, live: Iterable[tuple[str, str]]) -> LogFacts:
     """
     wanted, facts = set(live), LogFacts()
     for spec in TABLES.values():
+        replay = Replay(paths, spec)
+        facts.findings += replay.hint_faults()
         for name, content in _entries(paths, spec):
-            _take(facts, spec, name, content, wanted)
+            actions = _take(facts, spec, name, content, wanted)
+            facts.findings += replay.take(int(name[:_DIGITS]), actions)
     return facts
 
 
@@ -70,7 +75,8 @@ def _read(uri: str) -> bytes | None:
 
 def _take(
     facts: LogFacts, spec: TableSpec, name: str, content: bytes, wanted: set[tuple[str, str]]
-) -> None:
+) -> list[dict[str, Any]]:
+    """Takes note of an entry, and gives its actions; none where it cannot be read."""
     try:
         actions = [json.loads(line) for line in content.decode().splitlines() if line]
         records = [record for action in actions for record in _records(action)]
@@ -92,10 +98,11 @@ def _take(
     except (ValueError, KeyError, TypeError) as error:
         detail = f"the log's entry cannot be read: {error!r}"
         facts.findings.append(Finding(spec.name, f"{LOG}/{name}", None, "log", detail))
-        return
+        return []
     if not recorded <= transactions:
         detail = f"the entry is of the transactions {transactions}, its record of {recorded}"
         facts.findings.append(Finding(spec.name, f"{LOG}/{name}", None, "log", detail))
+    return actions
 
 
 def _records(action: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

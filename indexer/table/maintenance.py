@@ -29,7 +29,7 @@ from indexer.table.delta import (
     reason,
     remove_action,
 )
-from indexer.table.lease import Lease, held, taken_over
+from indexer.table.lease import Lease, Waiting, held, say_nothing, taken_over
 from indexer.table.log_checks import FILES
 from indexer.table.paths import IndexPaths
 from indexer.table.record import epoch_application
@@ -175,7 +175,7 @@ class Maintainer:
 
 @contextmanager
 def maintaining(
-    paths: IndexPaths, tag: str, command: str
+    paths: IndexPaths, tag: str, command: str, waiting: Waiting = say_nothing
 ) -> Iterator[tuple[Maintainer, Recovered]]:
     """Holds the lease of maintenance while the block runs, in a tidy index.
 
@@ -183,6 +183,7 @@ def maintaining(
         paths: of the index.
         tag: of the model.
         command: that does it; part of the names of its files.
+        waiting: is told where a dead command's lease is waited for.
 
     Yields:
         The maintainer, and what dead jobs had left and was finished or removed.
@@ -192,7 +193,7 @@ def maintaining(
         StorageError: the index cannot be read or written.
     """
     run_id = new_run_id(command)
-    with held(paths, tag, WRITER, run_id) as lease:
+    with held(paths, tag, WRITER, run_id, waiting=waiting) as lease:
         tables = {name: open_or_create(paths, spec) for name, spec in TABLES.items()}
         maintainer = Maintainer(paths, tag, lease, tables)
         maintainer.fence()

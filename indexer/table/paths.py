@@ -50,6 +50,10 @@ class IndexPaths:
         """Fingerprint and vocabulary of one model."""
         return storage.join(self.models, f"{tag}.json")
 
+    def precision_json(self, tag: str) -> str:
+        """The dtype in which all clips of one model are scored."""
+        return storage.join(self.root_uri, "precision", f"{tag}.json")
+
     @property
     def runs(self) -> str:
         """Folder of the run reports."""

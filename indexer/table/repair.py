@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 
 from indexer.table import catalog
 from indexer.table.compact import TARGET_BYTES
-from indexer.table.lease import Shard, held
+from indexer.table.lease import Waiting, held, say_nothing
 from indexer.table.maintenance import Maintainer, maintaining, new_run_id
 from indexer.table.paths import IndexPaths
 from indexer.table.read import file_batches
 from indexer.table.recovery import begin
 from indexer.table.schema import CLIPS, LABELS, TABLES, TableSpec
+from indexer.table.shard import Shard
 from indexer.table.sorting import sorted_rows
 from indexer.table.verify import DESCRIBED, Verification, verify
 from indexer.table.write import DataFile, write_sorted
@@ -54,12 +55,13 @@ class Repair:
     left: Verification
 
 
-def repair(paths: IndexPaths, tag: str | None = None) -> Repair:
+def repair(paths: IndexPaths, tag: str | None = None, *, waiting: Waiting = say_nothing) -> Repair:
     """Repairs an index as far as its own bytes allow.
 
     Args:
         paths: of the index.
         tag: of the only model to repair; None repairs all.
+        waiting: is told where the lease of a dead job is waited for.
 
     Raises:
         QueryError: there is no index, or no such model.
@@ -74,8 +76,9 @@ def repair(paths: IndexPaths, tag: str | None = None) -> Repair:
     postings: list[str] = []
     with ExitStack() as stack:
         for name in tags:
-            maintainer, tidied = stack.enter_context(maintaining(paths, name, COMMAND))
-            lease = stack.enter_context(held(paths, name, Shard().writer, new_run_id(COMMAND)))
+            maintainer, tidied = stack.enter_context(maintaining(paths, name, COMMAND, waiting))
+            run_id = new_run_id(COMMAND)
+            lease = stack.enter_context(held(paths, name, Shard().writer, run_id, waiting=waiting))
             recovered = begin(paths, name, lease)
             commits += len(tidied.rolled_forward) + len(recovered.rolled_forward)
             orphans += len(tidied.orphans_removed) + len(recovered.orphans_removed)

@@ -36,12 +36,15 @@ class TableSpec:
         schema: all columns, the partition column last.
         order: (column, direction) by which the rows of a file are sorted.
         row_group_rows: most rows of a row group; what a reader fetches follows it.
+        looked_up: columns by whose values single rows are asked for, though rows are not in their
+            order: large files have a Bloom filter of each.
     """
 
     name: str
     schema: pa.Schema
     order: tuple[tuple[str, str], ...]
     row_group_rows: int
+    looked_up: tuple[str, ...] = ()
 
     @property
     def data_schema(self) -> pa.Schema:
@@ -71,6 +74,7 @@ CLIPS: Final = TableSpec(
     ),
     order=(("uri", "ascending"), ("clip_index", "ascending")),
     row_group_rows=64 * 1024,
+    looked_up=("clip_id",),
 )
 
 EMBEDDINGS: Final = TableSpec(
@@ -87,6 +91,7 @@ EMBEDDINGS: Final = TableSpec(
     ),
     order=(("video_id", "ascending"), ("clip_index", "ascending")),
     row_group_rows=4 * 1024,
+    looked_up=("clip_id",),
 )
 
 LABELS: Final = TableSpec(

@@ -12,6 +12,7 @@ from indexer.config import fingerprint_digest
 from indexer.table import catalog
 from indexer.table.delta import live_files
 from indexer.table.paths import IndexPaths
+from indexer.table.runs import run_reports
 
 
 def describe(
@@ -43,7 +44,7 @@ def describe(
         "errors": dict(sorted(Counter(errors["error_code"].to_pylist()).items())),
         "tables": {name: _size(table, tag) for name, table in tables.items()},
         "models": [_summary(model) for model in catalog.models(paths)],
-        "runs": list(catalog.read_run_reports(paths)),
+        "runs": list(run_reports(paths)),
     }
 
 

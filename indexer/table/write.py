@@ -6,6 +6,7 @@ a checksum.
 """
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,6 +25,10 @@ from indexer.table.schema import TABLES, TableSpec
 Bound = str | float | None
 
 _STAT_CHARS: Final = 256
+_BLOOM_FALSE_POSITIVES: Final = 0.05
+_CAN_BLOOM: Final = "bloom_filter_options" in inspect.signature(pq.write_table).parameters
+"""Not every pyarrow that we support writes Bloom filters."""
+
 _DIGEST_IN_NAME: Final = re.compile(r"-([0-9a-f]{16})\.parquet$")
 _LAST_CHARACTER: Final = "\U0010ffff"
 
@@ -117,13 +122,15 @@ def write_sorted(
     Raises:
         StorageError: a file cannot be written.
     """
-    part = _Part(spec)
+    part = None
     for group in _row_groups(chunks, spec, target_bytes):
+        if part is None:
+            part = _Part(spec, distinct=group.num_rows)
         part.add(group)
         if part.size_bytes >= target_bytes:
             yield part.publish(paths, tag, writer)
-            part = _Part(spec)
-    if part.rows:
+            part = None
+    if part is not None:
         yield part.publish(paths, tag, writer)
 
 
@@ -191,9 +198,15 @@ class FileStatistics:
 
 
 class _Part:
-    """One data file in the making."""
+    """One data file in the making.
 
-    def __init__(self, spec: TableSpec) -> None:
+    Args:
+        spec: of the table.
+        distinct: for how many values of a row group its Bloom filters are made; 0 makes none, for
+            small files are read whole anyway.
+    """
+
+    def __init__(self, spec: TableSpec, *, distinct: int = 0) -> None:
         self._spec = spec
         self._statistics = FileStatistics(spec)
         self._sink = pa.BufferOutputStream()
@@ -206,6 +219,7 @@ class _Part:
             use_byte_stream_split=_leaves(spec, pa.types.is_floating),
             write_statistics=[name for name in spec.data_schema.names if not _is_list(spec, name)],
             write_page_checksum=True,
+            **_bloom_filters(spec, distinct),
         )
 
     @property
@@ -242,6 +256,13 @@ class _Part:
             sha256=sha256,
             stats_json=self._statistics.to_json(),
         )
+
+
+def _bloom_filters(spec: TableSpec, distinct: int) -> dict[str, Any]:
+    if not (distinct and _CAN_BLOOM):
+        return {}
+    filter_ = {"ndv": distinct, "fpp": _BLOOM_FALSE_POSITIVES}
+    return {"bloom_filter_options": dict.fromkeys(spec.looked_up, filter_)}
 
 
 def _row_groups(chunks: Iterable[pa.Table], spec: TableSpec, most_bytes: int) -> Iterator[pa.Table]:

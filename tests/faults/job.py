@@ -23,9 +23,9 @@ from indexer.manifest import MANIFEST_SCHEMA
 from indexer.runtime.todo import compare_manifest
 from indexer.table import catalog, delta, lease, recovery
 from indexer.table.commit import Committer, TableLogs
-from indexer.table.lease import Shard
 from indexer.table.paths import IndexPaths
 from indexer.table.patience import patiently
+from indexer.table.shard import Shard
 from tests.table.make import FINGERPRINT, TAG, VOCABULARY, ref, unit, write_units
 
 TAKEOVER_SECONDS: Final = 20.0

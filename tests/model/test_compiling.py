@@ -96,3 +96,7 @@ def test_without_a_compiler_the_model_runs_uncompiled(checkpoint):
         again = classifier.classify(frames_NTHWC)
     assert np.array_equal(scores.logits_NK, plain.logits_NK)
     assert np.array_equal(again.logits_NK, plain.logits_NK)
+    (problem,) = classifier.problems
+    assert problem.startswith("the model runs uncompiled")
+    assert "no-such-compiler" in problem
+    assert Classifier(checkpoint).problems == frozenset()

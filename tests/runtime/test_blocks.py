@@ -58,7 +58,7 @@ def test_a_failed_unit_has_no_frames():
 def test_everything_about_a_unit_comes_back():
     table = pa.concat_tables([decoded(), failed(INFO), failed()])
     logits, vectors = np.arange(8, dtype=np.float32).reshape(2, 4), np.ones((2, 3), np.float32)
-    effort = ModelEffort(0.5, 0.25, 1.0, 2)
+    effort = ModelEffort(0.5, 0.25, 1.0, 2, frozenset({"it is slow"}))
     scored = blocks.with_scores(table, [ClipScores(logits, vectors), None, None], effort)
     assert blocks.effort_of(pa.concat_tables([scored, scored])) == effort + effort
     assert scored.schema.equals(blocks.SCORED_SCHEMA)

@@ -3,7 +3,15 @@ import io
 import pytest
 from rich.console import Console
 
-from indexer.metrics import ClusterReady, Counts, JobFinished, JobPlanned, Progress
+from indexer.metrics import (
+    ClusterReady,
+    Counts,
+    JobFinished,
+    JobPlanned,
+    LeaseAwaited,
+    ModelEffort,
+    Progress,
+)
 from indexer.runtime.pipeline import RunResult
 from indexer.runtime.progress import ProgressReporter, result_text
 
@@ -40,6 +48,15 @@ def test_a_log_tells_of_plan_and_cluster_once_and_of_progress_now_and_then():
             "1:02:05.00 left; busy: model 90%, decode 25%"
         ),
     ]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_whoever_waits_for_a_lease_reads_for_whom(terminal):
+    event = LeaseAwaited("shard 1/2", "r0", "node-3", "2026-11-22 12:00:00 UTC", 93.6)
+    assert (
+        "run r0 on node-3 holds shard 1/2 since 2026-11-22 12:00:00 UTC, but gives no sign of life:"
+        " it will be taken over in 94 s\n"
+    ) in shown([event, PLANNED], terminal=terminal)
 
 
 def test_a_terminal_shows_a_live_line_for_the_videos_and_one_for_each_stage():
@@ -80,6 +97,17 @@ def result(**changes):
             (
                 "8 videos indexed, 0 failed, 1 skipped; 9 clips of 0.00 video-hours are in idx\n"
                 "decode-bound"
+            ),
+        ),
+        (
+            result(
+                counts=Counts(
+                    units=8, clips=9, model=ModelEffort(problems=frozenset({"it crawls"}))
+                )
+            ),
+            (
+                "8 videos indexed, 2 failed, 1 skipped; 9 clips of 0.00 video-hours are in idx"
+                "\ndecode-bound\nit crawls"
             ),
         ),
         (

@@ -143,3 +143,13 @@ def test_paths_are_canonical(tmp_path):
 def test_a_folder_that_delta_cannot_name_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="'%41' in its name"):
         IndexPaths(str(tmp_path / "a%41b"))
+
+
+def test_a_tag_keeps_the_dtype_of_its_first_run(paths):
+    catalog.settle_precision(paths, "base-1", "float16")
+    catalog.settle_precision(paths, "base-1", "float16")
+    catalog.settle_precision(paths, "base-2", "bfloat16")
+    with pytest.raises(
+        ConfigError, match=r"scored in float16.*stands for bfloat16.*precision\.model"
+    ):
+        catalog.settle_precision(paths, "base-1", "bfloat16")

@@ -12,6 +12,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from indexer.errors import CommitConflict, CommitUnknown, StorageError
 from indexer.table.commit import Committer
+from indexer.table.compact import compact
 from indexer.table.record import RECORD
 from indexer.table.resume import unit_states
 from indexer.table.schema import CLIPS, TABLES, VIDEOS
@@ -131,6 +132,30 @@ def test_a_failure_at_any_step_is_finished_by_the_next_commit(paths, fail_at, af
     committer.commit(first) if not after else None
     committer.commit(second)
     assert counts(paths) == {"clips": 4, "embeddings": 4, "labels": 12, "videos": 2}
+
+
+@pytest.mark.parametrize("fail_at", [1, 2, 3, 4])
+def test_a_lost_reply_is_recognised_after_a_compaction_has_replaced_the_files(paths, fail_at):
+    run = Run(paths)
+    run.add(unit("a"))
+
+    class Overtaken(Flaky):
+        """Loses a reply, and is so slow to ask again that a compaction comes in between."""
+
+        def _write(self, spec, *arguments):
+            try:
+                super()._write(spec, *arguments)
+            except OSError:
+                compact(paths, TAG)
+                raise
+
+    committer = Overtaken(
+        paths, TAG, "run-1", fail_at=fail_at, after=True, error=OSError("connection reset")
+    )
+    committer.commit(run.write(unit("b")))
+    assert len(committer.writes) == 4
+    assert counts(paths) == {"clips": 4, "embeddings": 4, "labels": 12, "videos": 2}
+    assert unit_states(paths, TAG)["done"].to_pylist() == [[0], [0]]
 
 
 def test_new_files_after_a_failure_do_not_displace_the_begun_ones(paths):

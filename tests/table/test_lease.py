@@ -18,7 +18,8 @@ from indexer import storage
 from indexer.errors import CommitFenced, ConfigError, LeaseHeld, StorageError
 from indexer.table import lease, recovery
 from indexer.table.commit import Committer
-from indexer.table.lease import HELD, RELEASED, Shard
+from indexer.table.lease import HELD, RELEASED
+from indexer.table.shard import Shard
 from tests.table.make import TAG, new_index, ref, unit, write_units
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -101,6 +102,39 @@ def test_an_owner_without_a_sign_of_life_is_taken_over_after_its_time(paths):
         assert time.monotonic() - started >= QUICK["takeover_seconds"]
         assert mine.epoch == 2
     assert storage.list_names(paths.writer_leases(TAG, "1-of-1")) == ["00000002.json"]
+
+
+def test_who_waits_is_told_for_whom_and_how_long(paths, monkeypatch):
+    monkeypatch.setattr(lease, "TELL_SECONDS", 0.3)
+    dead_owner(paths)
+    told = []
+    with held(paths, waiting=told.append):
+        pass
+    assert {(one.part, one.run_id) for one in told} == {("shard 1/1", "dead")}
+    assert 2 <= len(told) <= 3
+    assert [one.left_seconds for one in told] == sorted(
+        (one.left_seconds for one in told), reverse=True
+    )
+    assert all(0 < one.left_seconds < QUICK["takeover_seconds"] for one in told)
+    assert all(one.since.endswith(" UTC") for one in told)
+
+
+def test_nobody_is_told_of_a_lease_that_is_free_or_of_an_owner_that_lives(paths):
+    told = []
+    with (
+        held(paths, waiting=told.append),
+        pytest.raises(LeaseHeld),
+        held(paths, "run-2", waiting=told.append, beat_seconds=0.5),
+    ):
+        pass
+    assert told == []
+
+
+def test_a_lease_that_says_nothing_of_its_start_is_still_one(paths):
+    content = json.loads(lease._new_record("1-of-1", 1, "old").dump())
+    del content["since"]
+    storage.write_bytes(paths.lease_json(TAG, "1-of-1", 1), json.dumps(content).encode())
+    assert live_runs(paths) == {"old"}
 
 
 def test_a_dead_owner_of_an_overlapping_shard_is_retired_too(paths):

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import threading
 import uuid
@@ -475,6 +476,60 @@ def test_a_flipped_byte_of_the_log_is_found_wherever_it_changes_what_the_log_say
     fill(run)
     files = list(Path(run.paths.root_uri).glob("*/_delta_log/*.json"))
     assert check_flips(run, files, 25, harmless=True) > 8
+
+
+def checkpointed(run: Run) -> list[Path]:
+    """Checkpoints of an index whose logs go on after them."""
+    fill(run)
+    for name in TABLES:
+        DeltaTable(run.paths.table(name)).create_checkpoint()
+    run.add(unit("later"))
+    return list(Path(run.paths.root_uri).glob("*/_delta_log/*checkpoint*"))
+
+
+def test_a_checkpoint_says_what_the_entries_before_it_say(run):
+    checkpointed(run)
+    assert broken(run.paths) == []
+    compact(run.paths, TAG)
+    for name in TABLES:
+        DeltaTable(run.paths.table(name)).create_checkpoint()
+    assert broken(run.paths) == []
+    for entry in Path(run.paths.root_uri).glob("*/_delta_log/0000000000000000000[0-2].json"):
+        entry.unlink()  # as a log is cleaned up; the older checkpoint is what is left to begin with
+    assert broken(run.paths) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda row: row["add"] and row["add"].update(size=1), "file model="),
+        (lambda row: row["txn"] and row["txn"].update(version=99), "transactions .*99"),
+        (lambda row: row["metaData"] and row["metaData"].update(id="x"), "metaData"),
+        (lambda row: row["add"] and row.update(add=None), "file "),
+        (lambda row: row["remove"] and row["remove"].update(path="model=x/y"), "removed file"),
+    ],
+)
+def test_a_checkpoint_that_says_something_else_is_named(run, change, words):
+    checkpoint = next(p for p in checkpointed(run) if "clips" in p.parts and p.suffix == ".parquet")
+    table = pq.read_table(checkpoint)
+    rows = table.to_pylist()
+    for row in rows:
+        change(row)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), checkpoint)
+    details = [f.detail for f in broken(run.paths) if f.file == f"_delta_log/{checkpoint.name}"]
+    assert any(re.search(f"differs from the entries: {words}", detail) for detail in details)
+
+
+@pytest.mark.parametrize("content", ["{", '{"version": 3}'])
+def test_a_hint_at_no_checkpoint_is_named(run, content):
+    hint = next(p for p in checkpointed(run) if p.name == "_last_checkpoint")
+    hint.write_text(content)
+    assert f"_delta_log/{hint.name}" in {finding.file for finding in broken(run.paths)}
+
+
+def test_a_flipped_byte_of_a_checkpoint_is_found_wherever_it_changes_what_the_log_says(run):
+    files = [path for path in checkpointed(run) if path.suffix == ".parquet"]
+    assert check_flips(run, files, 20, harmless=True) > 5
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 import hashlib
 import json
 import pickle
+from dataclasses import replace
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,10 +14,11 @@ from hypothesis import strategies as st
 
 from indexer import storage
 from indexer.errors import StorageError
+from indexer.table import write as write_module
 from indexer.table.paths import IndexPaths
 from indexer.table.rows import unit_tables
 from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, TABLES
-from indexer.table.write import DataFile, parquet_bytes, stats_json, write_tables
+from indexer.table.write import DataFile, parquet_bytes, stats_json, write_sorted, write_tables
 from tests.table.make import TAG, context, unit
 
 
@@ -55,6 +58,38 @@ def test_the_receipt_travels_as_json_and_pickle(paths):
     for file in write(paths, unit()):
         assert DataFile.from_json(json.loads(json.dumps(file.to_json()))) == file
         assert pickle.loads(pickle.dumps(file)) == file
+
+
+def excluded(file, value):
+    """Of each row group, whether its Bloom filter says that no row has this clip."""
+    probe = "SELECT bloom_filter_excludes FROM parquet_bloom_probe(?, 'clip_id', ?)"
+    return [row[0] for row in duckdb.execute(probe, [file, value]).fetchall()]
+
+
+@pytest.mark.parametrize("can_bloom", [True, False])
+@pytest.mark.parametrize("spec", [CLIPS, EMBEDDINGS])
+def test_large_files_have_bloom_filters_where_pyarrow_writes_them(
+    paths, monkeypatch, spec, can_bloom
+):
+    if can_bloom and not write_module._CAN_BLOOM:
+        pytest.skip("this pyarrow writes none")
+    monkeypatch.setattr(write_module, "_CAN_BLOOM", can_bloom)
+    rows = unit_tables([unit(clips=range(40))], context())[spec.name]
+    spec = replace(spec, row_group_rows=16)
+    (file,) = write_sorted([rows], spec, paths, TAG, "w", 10**9)
+    path, ids = paths.data_file(spec.name, file.path), rows["clip_id"].to_pylist()
+    assert pq.read_metadata(path).num_row_groups == 3
+    for group, start in enumerate(range(0, 40, 16)):
+        assert not any(excluded(path, name)[group] for name in ids[start : start + 16])
+    absent = [excluded(path, f"{number:032x}") for number in range(30)]
+    share = np.mean(absent)
+    assert share > 0.8 if can_bloom else share == 0
+    assert pq.read_table(path, page_checksum_verification=True)["clip_id"].to_pylist() == ids
+
+
+def test_small_files_have_no_bloom_filters(paths):
+    file = next(file for file in write(paths, unit()) if file.table == "clips")
+    assert excluded(paths.data_file("clips", file.path), "0" * 32) == [False]
 
 
 def columns(name, count=4):
