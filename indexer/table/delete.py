@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from indexer import storage
-from indexer.errors import ConfigError, QueryError
+from indexer.errors import ConfigError, LeaseHeld, QueryError
 from indexer.manifest import video_id
 from indexer.table import catalog
 from indexer.table.commit import Committer
@@ -88,6 +88,9 @@ def delete_videos(paths: IndexPaths, videos: Sequence[str], tag: str | None = No
             maintainers[name], _ = stack.enter_context(maintaining(paths, name, COMMAND))
             leases[name] = stack.enter_context(held(paths, name, Shard().writer, run_id))
             begin(paths, name, leases[name])
+        if catalog.model_tags(paths) != every:  # its rows may be copied from those that go
+            message = f"{storage.redact(paths.root_uri)} got a new model just now; delete again"
+            raise LeaseHeld(message)
         known = _known(paths, chosen, videos)
         mark_deleted(paths, tag, known)
         reports = _forget_in_reports(paths, chosen, known)
