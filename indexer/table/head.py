@@ -130,7 +130,7 @@ def _read_labels(path: Path) -> tuple[str, ...]:
     except (OSError, ValueError) as error:
         message = f"{path} is no readable JSON file: {error}"
         raise ConfigError(message) from error
-    names = _in_order(path, content) if isinstance(content, dict) else content
+    names: Any = _in_order(path, content) if isinstance(content, dict) else content
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         message = f'{path} should be a list of names, or an object such as {{"0": "a name"}}'
         raise ConfigError(message)
