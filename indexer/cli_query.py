@@ -165,7 +165,8 @@ def export(
     index: Index,
     to: Annotated[Path, typer.Option("--to", "-o", help="A new folder.")],
     kind: Annotated[
-        str, typer.Option("--format", help="parquet, csv, jsonl, cuts, webvtt or nemo.")
+        str,
+        typer.Option("--format", help="parquet, csv, jsonl, cuts, webvtt, nemo or fiftyone."),
     ] = "parquet",
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Of the segments.")] = 0.5,
     model: Tag = None,
