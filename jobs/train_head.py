@@ -144,7 +144,7 @@ def judge(
 ) -> Outcome:
     """Counts clips and videos of each label, and how many of the held-out ones are right."""
     names_N, videos_N = np.array(clips.labels, object), np.array(clips.video_ids, object)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label in labels:
         own_N = names_N == label
         train_N, out_N = own_N & ~held_N, own_N & held_N

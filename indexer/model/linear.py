@@ -64,7 +64,7 @@ def fit_linear(
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimiser.step(loss)
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         own_KD = weight_KD / spread_D
         own_K = bias_K - own_KD @ mean_D
