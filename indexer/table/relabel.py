@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,7 +37,7 @@ from indexer.table.maintenance import new_run_id
 from indexer.table.paths import IndexPaths
 from indexer.table.patience import patiently
 from indexer.table.read import model_rows
-from indexer.table.relabel_diff import Difference, Files, differences, settled_files
+from indexer.table.relabel_diff import Difference, Files, differences, groups, settled_files
 from indexer.table.relabel_rows import VECTORS, relabelled, vectors
 from indexer.table.rows import RowContext
 from indexer.table.schema import CLIPS, EMBEDDINGS, FAILED, VIDEOS, TableSpec
@@ -259,8 +258,10 @@ class _Relabelling:
         embeddings = self._stream(files, EMBEDDINGS, lookup)
         of += self._done.clips
         self._done.left_units = 0
-        groups = (g for found in self._differences(files, lookup) for g in _groups(found.todo))
-        for number, outcomes in enumerate(groups):
+        parts = (
+            g for found in self._differences(files, lookup) for g in groups(found.todo, GROUP_CLIPS)
+        )
+        for number, outcomes in enumerate(parts):
             last = str(outcomes["video_id"][-1])
             self._add(number, outcomes, clips.through(last), embeddings.through(last))
             self._progress(self._done.clips, of)
@@ -343,18 +344,3 @@ class _Relabelling:
 
 def _looked_up(rows: pa.Table, lookup: VideoLookup) -> pa.Table:
     return rows.filter(pa.array(lookup.rows(rows["video_id"].combine_chunks()) >= 0))
-
-
-def _groups(todo: pa.Table) -> Iterator[pa.Table]:
-    """Cuts rows of `videos`, sorted by video, between videos: `GROUP_CLIPS` clips, or one video."""
-    if not todo.num_rows:
-        return
-    ids = todo["video_id"].combine_chunks()
-    changes = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
-    ends = np.flatnonzero(np.append(changes, True)) + 1
-    totals = np.cumsum(todo["clips"].to_numpy())[ends - 1]
-    first = row = clips = 0
-    while first < len(ends):
-        last = max(first, int(np.searchsorted(totals, clips + GROUP_CLIPS, "right")) - 1)
-        yield todo.slice(row, int(ends[last]) - row)
-        first, row, clips = last + 1, int(ends[last]), int(totals[last])

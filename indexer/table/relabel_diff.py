@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -89,6 +90,21 @@ def differences(
     ours = by_video(read, schema, "unit_index", "attempt")
     while (last := _next_video(theirs, ours)) is not None:
         yield _compare(theirs.through(last), ours.through(last))
+
+
+def groups(todo: pa.Table, clips_each: int) -> Iterator[pa.Table]:
+    """Cuts rows of `videos`, sorted by video, between videos: so many clips at most, or one."""
+    if not todo.num_rows:
+        return
+    ids = todo["video_id"].combine_chunks()
+    changes = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
+    ends = np.flatnonzero(np.append(changes, True)) + 1
+    totals = np.cumsum(todo["clips"].to_numpy())[ends - 1]
+    first = row = clips = 0
+    while first < len(ends):
+        last = max(first, int(np.searchsorted(totals, clips + clips_each, "right")) - 1)
+        yield todo.slice(row, int(ends[last]) - row)
+        first, row, clips = last + 1, int(ends[last]), int(totals[last])
 
 
 def _next_video(theirs: ByVideo, ours: ByVideo) -> str | None:

@@ -378,3 +378,17 @@ def test_an_empty_index_has_nothing_to_relabel(tmp_path):
     assert relabel(paths, head()).units == 0
     with pytest.raises(QueryError, match="there is no index"):
         relabel(type(paths)(str(tmp_path / "none")), head())
+
+
+def test_an_index_on_s3(s3_folder):
+    run = Run(new_index(f"{s3_folder}/index"))
+    run.add(unit("a", range(5)), unit("bad", failure="corrupt"))
+    made = relabel(run.paths, head())
+    assert (made.units, made.clips, made.failed_units) == (2, 5, 1)
+    run.committer.remove_videos([ref("a").video_id], ["a"])
+    run.add(unit("b"))
+    again = relabel(run.paths, head())
+    assert (again.units, again.clips, again.removed_videos) == (1, 2, 1)
+    assert not verify(run.paths).broken
+    opened = LabelIndex.open(run.paths.root_uri, made.model)
+    assert opened.search("jumping", top=None).num_rows == 2
