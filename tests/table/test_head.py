@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
 from indexer.errors import ConfigError
-from indexer.table.head import read_head
+from indexer.table.head import Head, read_head
 
 WEIGHT_KD = np.arange(12, dtype=np.float32).reshape(3, 4)
 BIAS_K = np.array([1, 2, 3], np.float32)
@@ -96,9 +96,11 @@ def test_a_bfloat16_head_is_refused_by_name(tmp_path):
         read_head(tmp_path / "h.safetensors", tmp_path / "l.json")
 
 
-def test_logits_do_not_depend_on_their_neighbours(read):
-    head = read(tensors(np.random.default_rng(0).normal(size=(3, 768)).astype("f4")), LABELS)
-    vectors_ND = np.random.default_rng(1).normal(size=(500, 768)).astype("f4")
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_logits_do_not_depend_on_their_neighbours(size):
+    rng = np.random.default_rng(size)
+    head = Head(rng.normal(size=(40, 768)).astype("f4"), np.zeros(40, "f4"), ("",) * 40)
+    vectors_ND = rng.normal(size=(500, 768)).astype("f4")
     whole = head.logits(vectors_ND)
-    parts = np.concatenate([head.logits(vectors_ND[i : i + 7]) for i in range(0, 500, 7)])
-    assert np.array_equal(whole, parts)
+    parts = [head.logits(vectors_ND[start : start + size]) for start in range(0, 500, size)]
+    assert np.array_equal(whole, np.concatenate(parts))

@@ -140,6 +140,19 @@ def test_the_same_content_indexed_again_is_labelled_again(run):
     assert_follows(run.paths, made, new)
 
 
+def test_what_is_left_of_a_video_is_labelled_again(run):
+    """As after a repair that had to drop a damaged file of outcomes."""
+    new = head()
+    made = relabel(run.paths, new)
+    for name, where in (("videos", "unit_index = 1"), ("clips", "unit_index = 1")):
+        DeltaTable(run.paths.table(name)).delete(f"model = '{TAG}' AND uri = 'c' AND {where}")
+    lost = f"video_id = '{ref('c').video_id}' AND clip_index >= 2"
+    DeltaTable(run.paths.table("embeddings")).delete(f"model = '{TAG}' AND {lost}")
+    again = relabel(run.paths, new)
+    assert (again.removed_videos, again.units, again.clips) == (1, 1, 2)
+    assert_follows(run.paths, made, new)
+
+
 @pytest.mark.parametrize("size", [1, 4])
 def test_small_groups_hold_the_same_rows(run, monkeypatch, size):
     whole = relabel(run.paths, head(), tag="whole")
