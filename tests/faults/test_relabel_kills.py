@@ -78,7 +78,7 @@ def test_a_kill_at_some_operations_leaves_what_a_clean_relabelling_leaves(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_a_kill_at_any_operation_leaves_what_a_clean_relabelling_leaves(
     forks, begun, clean, tmp_path
 ):

@@ -27,6 +27,7 @@ HOSTILE = [
     "@SUM(1+1)*cmd",
     "/a/b/Ünï cödé 🎸.mkv",
     "-rf",
+    "\uff1dSUM(1)",
 ]
 
 
