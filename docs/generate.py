@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md and docs/cli.md from the code that they describe.
+"""Writes docs/configuration.md, docs/cli.md and the columns in docs/tables.md from the code.
 
 python docs/generate.py           writes them
 python docs/generate.py --check   exits with 1 if they are not what it would write
@@ -8,15 +8,20 @@ import argparse
 import inspect
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import typer.main
 
 from indexer.cli import app
 from indexer.config import IndexConfig
+from indexer.table.schema import TABLES, TableSpec
 
 DOCS = Path(__file__).resolve().parent
+BEGIN = "<!-- columns: written by docs/generate.py from indexer/table/schema.py -->"
+END = "<!-- end of columns -->"
 
 
 def configuration_page() -> str:
@@ -109,6 +114,41 @@ def cli_page() -> str:
     return "\n".join(lines)
 
 
+def tables_page() -> str:
+    """The page of the tables, with its columns as the schema has them.
+
+    Raises:
+        SystemExit: docs/columns.toml explains other columns than the tables have.
+    """
+    meanings = tomllib.loads((DOCS / "columns.toml").read_text(encoding="utf-8"))
+    page = (DOCS / "tables.md").read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    lines = [line for spec in TABLES.values() for line in _columns(spec, meanings[spec.name])]
+    return "\n".join([f"{before}{BEGIN}", *lines, "", f"{END}{rest.partition(END)[2]}"])
+
+
+def _columns(spec: TableSpec, meanings: dict[str, str]) -> Iterator[str]:
+    if set(meanings) != set(spec.schema.names):
+        wrong = sorted(set(meanings) ^ set(spec.schema.names))
+        sys.exit(f"docs/columns.toml and the schema of {spec.name} differ in {', '.join(wrong)}")
+    order = ", ".join(f"`{name}` {way}" for name, way in spec.order)
+    yield from ("", f"### `{spec.name}`", "")
+    yield f"Rows of a file by {order}; at most {spec.row_group_rows:,} rows in a row group."
+    yield from ("", "| column | type | null | meaning |", "|---|---|---|---|")
+    for field in spec.schema:
+        null = "yes" if field.nullable else ""
+        yield f"| `{field.name}` | {_type(field.type)} | {null} | {meanings[field.name]} |"
+
+
+def _type(kind: pa.DataType) -> str:
+    """Arrow's name of a type, as SQL engines show it."""
+    if pa.types.is_list(kind):
+        return f"list of {_type(kind.value_type)}"
+    if pa.types.is_timestamp(kind):
+        return "timestamp (UTC, microseconds)"
+    return {"float": "float32", "double": "float64"}.get(str(kind), str(kind))
+
+
 def _help(text: str | None) -> str:
     paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(text or ""))
     return "\n\n".join(" ".join(p.split()) for p in paragraphs)
@@ -120,7 +160,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only compare")
     check = parser.parse_args().check
     stale = []
-    for name, page in (("configuration.md", configuration_page()), ("cli.md", cli_page())):
+    pages = {
+        "configuration.md": configuration_page(),
+        "cli.md": cli_page(),
+        "tables.md": tables_page(),
+    }
+    for name, page in pages.items():
         path = DOCS / name
         if not path.exists() or path.read_text(encoding="utf-8") != page:
             stale.append(name)

@@ -1,8 +1,10 @@
-"""The commands that look after an index: `compact`, `verify` and `delete`."""
+"""The commands that look after an index: `compact`, `verify`, `delete` and `relabel`."""
 
 import re
+import signal
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from indexer.table.verify import Verification
 
 EXIT_BROKEN = 1
+EXIT_INCOMPLETE = 1
 
 maintenance = typer.Typer()
 
@@ -116,6 +119,59 @@ def delete(
     return 0
 
 
+@maintenance.command()
+def relabel(
+    index: Index,
+    head: Annotated[
+        Path,
+        typer.Option(
+            help="A safetensors file with weight and bias, or a checkpoint with classifier.weight "
+            "and classifier.bias.",
+            show_default=False,
+        ),
+    ],
+    labels: Annotated[
+        Path,
+        typer.Option(
+            help='JSON: a list of names, or {"0": name, ...}, by label id.', show_default=False
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Tag of the model whose embeddings to use; or the newest."),
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option("--tag", help="Tag of the new model; by default worked out.")
+    ] = None,
+    fmt: OutFormat = Format.table,
+) -> int:
+    """Give all clips the labels of a new linear head, from their stored embeddings.
+
+    Decodes nothing. The labels get a model tag of their own beside the old one. The same command
+    resumes after any interruption, and later follows what its source has gained or lost. Exit code
+    1: units were left out because their rows in the source are not complete.
+    """
+    from indexer.table.head import read_head
+    from indexer.table.paths import IndexPaths
+    from indexer.table.relabel import relabel
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same resumable end as Ctrl-C
+    done = relabel(
+        IndexPaths(index), read_head(head, labels), source=model, tag=tag, name=head.stem,
+        progress=_tell_clips,
+    )  # fmt: skip
+    row = asdict(done)
+    print_rows([row], list(row), fmt)
+    if done.left_units:
+        typer.echo(
+            f"{done.left_units} units of {done.source} were left out, for their rows are not"
+            f" complete: give the command again when no job is at work, or run"
+            f" indexer verify --repair {index}",
+            err=True,
+        )
+    return EXIT_INCOMPLETE if done.left_units else 0
+
+
 def _tags(paths: Any, model: str | None) -> Sequence[str]:  # noqa: ANN401 - IndexPaths, imported late
     from indexer.table import catalog
 
@@ -141,6 +197,10 @@ def _tell(table: Any) -> None:  # noqa: ANN401 - CompactedTable, imported late
 
 def _tell_waiting(event: "LeaseAwaited") -> None:
     typer.echo(waiting_text(event), err=True)
+
+
+def _tell_clips(done: int, of: int) -> None:
+    typer.echo(f"{done:,} of {of:,} clips are labelled", err=True)
 
 
 def _document(

@@ -165,7 +165,8 @@ def export(
     index: Index,
     to: Annotated[Path, typer.Option("--to", "-o", help="A new folder.")],
     kind: Annotated[
-        str, typer.Option("--format", help="parquet, csv, jsonl, cuts, webvtt or nemo.")
+        str,
+        typer.Option("--format", help="parquet, csv, jsonl, cuts, webvtt, nemo or fiftyone."),
     ] = "parquet",
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Of the segments.")] = 0.5,
     model: Tag = None,
@@ -223,5 +224,5 @@ def _status_rows(facts: dict[str, Any]) -> list[dict[str, object]]:
         if run["clips"]:
             rate, hours = run["clips_per_second"], run["video_hours_per_hour"]
             shown["last run's rate"] = f"{rate} clips/s, {hours} video-hours an hour"
-            shown["last run's verdict"] = run["verdict"]
+            shown["last run's verdict"] = run.get("verdict") or ""
     return [{"what": name, "value": value} for name, value in shown.items()]

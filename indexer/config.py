@@ -30,6 +30,10 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 """A list of words; in the environment and in flags, separated by commas."""
 
 
+TAG_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""What the short name of a model may look like: it is part of paths."""
+
+
 class Section(BaseModel):
     """Base of the sections: immutable, and no unknown key."""
 
@@ -159,7 +163,7 @@ class Output(Section):
         commit_seconds: at most this long passes between two commits while rows arrive.
     """
 
-    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+    tag: Annotated[str, Field(pattern=TAG_PATTERN)] | None = None
     logits: bool = True
     commit_seconds: Annotated[float, Field(gt=0, le=3600)] = 5.0
 

@@ -1,12 +1,18 @@
 """`compact`, `verify` and `delete` as a user meets them."""
 
 import json
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+from deltalake import DeltaTable
+from safetensors.numpy import save_file
 
 from indexer.cli import main
+from indexer.table import catalog
 from indexer.table.delta import live_files, open_table
+from indexer.table.paths import IndexPaths
 from indexer.table.schema import TABLES
 from tests.table.make import TAG, Run, new_index, unit
 
@@ -28,8 +34,6 @@ def index(tmp_path):
 
 
 def data_file(index: Path, table: str) -> Path:
-    from indexer.table.paths import IndexPaths
-
     paths = IndexPaths(str(index))
     return Path(paths.data_file(table, live_files(open_table(paths, TABLES[table]))[0].path))
 
@@ -115,3 +119,76 @@ def test_where_there_is_no_index_none_is_made(capsys, tmp_path, command):
     assert code == 2
     assert "there is no index" in err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def head(tmp_path):
+    """Options that name a head of three labels."""
+    weight_KD = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    save_file({"weight": weight_KD, "bias": np.zeros(3, np.float32)}, tmp_path / "my head.st")
+    (tmp_path / "labels.json").write_text('["jumping", "running", "standing"]')
+    return ["--head", tmp_path / "my head.st", "--labels", tmp_path / "labels.json"]
+
+
+def test_relabel_says_what_it_made_and_can_be_asked(capsys, index, head):
+    code, out, err = call(capsys, "relabel", index, *head, "--format", "json")
+    (row,) = json.loads(out)
+    assert code == 0
+    assert (row["source"], row["units"], row["clips"]) == (TAG, 3, 7)
+    assert row["model"].startswith("demo-my-head-")
+    assert err == "7 of 7 clips are labelled\n"
+    code, out, _ = call(capsys, "labels", index, "--format", "json")
+    assert {found["label"] for found in json.loads(out)} == {"jumping", "running", "standing"}
+    assert call(capsys, "verify", index)[0] == 0
+    code, out, _ = call(capsys, "status", index)
+    assert row["run_id"] in out
+    code, out, _ = call(capsys, "relabel", index, *head, "--model", TAG, "--tag", "mine")
+    assert code == 0
+    assert "mine" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["--head", "/no/head"], "is no readable safetensors file"),
+        (["--labels", "/no/labels"], "is no readable JSON file"),
+        (["--model", "nope"], "has no model 'nope'"),
+        (["--tag", "a/b"], "should be letters"),
+        (["--tag", TAG], "come from decoded videos"),
+    ],
+)
+def test_what_cannot_be_relabelled_is_refused(capsys, index, head, changes, words):
+    code, _, err = call(capsys, "relabel", index, *head, *changes)
+    assert code == 2
+    assert words in err
+
+
+def test_an_interrupted_relabelling_resumes(capsys, index, head, monkeypatch):
+    monkeypatch.setattr("indexer.table.relabel.GROUP_CLIPS", 2)
+    monkeypatch.setattr("indexer.cli_maintain._tell_clips", signal.default_int_handler)
+    assert call(capsys, "relabel", index, *head)[0] == 130
+    monkeypatch.undo()
+    code, out, _ = call(capsys, "relabel", index, *head, "--format", "json")
+    (row,) = json.loads(out)
+    assert code == 0
+    assert 0 < row["units"] < 3
+    reports = catalog.read_run_reports(IndexPaths(str(index)))
+    assert [report["status"] for report in reports[-2:]] == ["interrupted", "finished"]
+
+
+def test_relabel_says_that_units_were_left_out(capsys, index, head):
+    DeltaTable(str(index / "embeddings")).delete("clip_index = 2")
+    code, out, err = call(capsys, "relabel", index, *head, "--format", "json")
+    assert code == 1
+    assert json.loads(out)[0]["left_units"] == 1
+    assert f"1 units of {TAG} were left out" in err
+
+
+def test_a_run_into_a_relabelled_tag_is_refused(capsys, index, head, tmp_path):
+    call(capsys, "relabel", index, *head, "--tag", "mine")
+    (tmp_path / "v.mp4").write_bytes(b"not really")
+    options = ["--index", index, "--model", "demo", "--set", "output.tag=mine"]
+    code, _, err = call(capsys, "run", tmp_path / "v.mp4", *options)
+    assert code == 2
+    assert "were made by `indexer relabel`" in err
+    assert "--set output.tag=NAME" in err

@@ -13,6 +13,8 @@ from indexer.table.schema import FORMAT_VERSION
 
 _FORMAT: Final = "video-label-index"
 _MISSING: Final = "(absent)"
+RELABEL: Final = "relabel"
+"""Key of a fingerprint of rows that `indexer relabel` made from those of another model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,12 @@ def check_index(paths: IndexPaths) -> None:
 
 
 def register_model(
-    paths: IndexPaths, tag: str, fingerprint: Mapping[str, Any], labels: Sequence[str]
+    paths: IndexPaths,
+    tag: str,
+    fingerprint: Mapping[str, Any],
+    labels: Sequence[str],
+    *,
+    tag_option: str = "--set output.tag=NAME",
 ) -> RegisteredModel:
     """Gives a tag its fingerprint, or checks that it has this one.
 
@@ -81,6 +88,7 @@ def register_model(
         tag: name of the model's partition.
         fingerprint: a JSON object, from `IndexConfig.fingerprint`.
         labels: the model's vocabulary, by label id.
+        tag_option: how the user names another tag.
 
     Raises:
         ConfigError: the tag belongs to another fingerprint; the message names what differs.
@@ -94,6 +102,7 @@ def register_model(
     }
     storage.create_bytes(paths.model_json(tag), _dump(made))
     model = read_model(paths, tag)
+    _check_kind(paths, model, fingerprint, tag_option)
     asked = json.loads(_dump({"fingerprint": dict(fingerprint), "labels": list(labels)}))
     kept = {"fingerprint": model.fingerprint, "labels": list(model.labels)}
     differences = _differences(asked, kept)
@@ -101,10 +110,25 @@ def register_model(
         message = (
             f"the tag {tag!r} of {paths.root_uri} belongs to other settings:\n"
             + "\n".join(f"  {line}" for line in differences)
-            + "\nuse the same settings, or give this run a tag of its own: --set output.tag=NAME"
+            + f"\nuse the same settings, or give this run a tag of its own: {tag_option}"
         )
         raise ConfigError(message)
     return model
+
+
+def _check_kind(
+    paths: IndexPaths, model: RegisteredModel, fingerprint: Mapping[str, Any], tag_option: str
+) -> None:
+    """Says plainly that decoded rows and relabelled ones do not share a tag."""
+    made = RELABEL in model.fingerprint
+    if made == (RELABEL in fingerprint):
+        return
+    how = "were made by `indexer relabel`" if made else "come from decoded videos"
+    message = (
+        f"the rows of {model.tag!r} in {paths.root_uri} {how}, and no other may be added;"
+        f" give the new ones a tag of their own: {tag_option}"
+    )
+    raise ConfigError(message)
 
 
 def read_model(paths: IndexPaths, tag: str) -> RegisteredModel:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from indexer import storage
-from indexer.errors import ConfigError, QueryError
+from indexer.errors import ConfigError, LeaseHeld, QueryError
 from indexer.manifest import video_id
 from indexer.table import catalog
 from indexer.table.commit import Committer
@@ -98,6 +98,9 @@ def delete_videos(
                 held(paths, name, Shard().writer, run_id, waiting=waiting)
             )
             begin(paths, name, leases[name])
+        if catalog.model_tags(paths) != every:  # its rows may be copied from those that go
+            message = f"{storage.redact(paths.root_uri)} got a new model just now; delete again"
+            raise LeaseHeld(message)
         known = _known(paths, chosen, videos)
         mark_deleted(paths, tag, known)
         reports = _forget_in_reports(paths, chosen, known)

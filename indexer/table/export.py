@@ -5,6 +5,7 @@ Whatever a video or a label is called, it stays text: in spreadsheets, in shells
 
 import csv
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -19,17 +20,19 @@ import pyarrow.parquet as pq
 
 from indexer.errors import QueryError, StorageError
 from indexer.table.query import LabelIndex
-from indexer.table.read import rows_in_batches
-from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, PARTITION, TABLES, VIDEOS
+from indexer.table.read import read, rows_in_batches
+from indexer.table.schema import CLIPS, EMBEDDINGS, INDEXED, LABELS, PARTITION, TABLES, VIDEOS
 
 _BATCH_ROWS: Final = 32 * 1024
 _FILE_ROWS: Final = 1024 * 1024
 _TEXT_TABLES: Final = (CLIPS.name, LABELS.name, VIDEOS.name)
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What makes a spreadsheet take a cell for a formula: OWASP, CSV Injection."""
+_FORMULA: Final = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""What makes a cell a formula, in full width too: OWASP, CSV Injection."""
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
 _NAME_CHARS: Final = 80
+_FRAME_SLACK: Final = 0.1
+"""Of a frame: segments are told in milliseconds, which are no whole frames."""
 
 Row = Mapping[str, Any]
 
@@ -184,6 +187,47 @@ def _webvtt(index: LabelIndex, folder: Path, min_score: float) -> list[Path]:
     return paths
 
 
+def _fiftyone(index: LabelIndex, folder: Path, min_score: float) -> list[Path]:
+    """A `FiftyOneTemporalDetectionDataset`: one sample for each indexed video, its segments in it.
+
+    A stretch is told in frames (from 1, the last included), as FiftyOne keeps it, by the video's
+    average frame rate; in seconds where that is not known, which FiftyOne turns into frames by
+    itself when it can open the video. The exact times are attributes.
+    """
+    columns = ["video_id", "uri", "fps"]
+    videos = read(index.rows(VIDEOS.name), columns, ds.field("status") == INDEXED).to_pylist()
+    detections: dict[str, list[dict[str, Any]]] = {video["uri"]: [] for video in videos}
+    rates = {video["uri"]: video["fps"] for video in videos}
+    for segment in index.segments(min_score=min_score).to_pylist():
+        uri = segment["uri"]
+        if uri in detections:  # a unit may have been committed since the outcomes were read
+            detections[uri].append(_detection(segment, rates[uri]))
+    ids = {video["uri"]: video["video_id"] for video in videos}
+    content = {
+        "data.json": {ids[uri]: uri for uri in detections},
+        "labels.json": {
+            "classes": list(index.vocabulary),
+            "labels": {ids[uri]: found for uri, found in detections.items()},
+        },
+    }
+    for name, value in content.items():
+        (folder / name).write_text(json.dumps(value, indent=1), encoding="utf-8")
+    return [folder / name for name in content]
+
+
+def _detection(segment: Row, fps: float | None) -> dict[str, Any]:
+    start, end = segment["start_ms"] / 1000, segment["end_ms"] / 1000
+    detection = {
+        "label": segment["label"],
+        "confidence": segment["peak_score"],
+        "attributes": {name: segment[name] for name in ("start_ms", "end_ms", "mean_score")},
+    }
+    if not fps:
+        return detection | {"timestamps": [start, end]}
+    first = 1 + math.ceil(start * fps - _FRAME_SLACK)
+    return detection | {"support": [first, max(first, math.ceil(end * fps - _FRAME_SLACK))]}
+
+
 KINDS: Final[Mapping[str, Callable[[LabelIndex, Path, float], list[Path]]]] = {
     "parquet": _parquet,
     "csv": _csv,
@@ -191,6 +235,7 @@ KINDS: Final[Mapping[str, Callable[[LabelIndex, Path, float], list[Path]]]] = {
     "cuts": _cuts,
     "webvtt": _webvtt,
     "nemo": _nemo,
+    "fiftyone": _fiftyone,
 }
 """What an index can be written as."""
 
@@ -216,5 +261,5 @@ def _clock(milliseconds: int) -> str:
 
 def _cue(label: str) -> str:
     """One line of text; an arrow or a tag in it would be markup."""
-    text = " ".join(label.split())
+    text = " ".join(label.split()) or repr(label)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

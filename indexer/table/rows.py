@@ -128,6 +128,30 @@ def softmax(logits_NK: Floats) -> Floats:
     return scores_NK
 
 
+def top_labels(scores_NK: Floats, context: RowContext) -> tuple[pa.Array, pa.Array]:
+    """The columns `top_labels` and `top_scores` of clips.
+
+    Args:
+        scores_NK: probabilities of the labels of `context`.
+        context: says how many labels are kept, and from which score.
+    """
+    return _top_columns(_keep(scores_NK, context))
+
+
+def logits_column(
+    logits_NK: Floats, context: RowContext, kept_N: npt.NDArray[np.bool_] | None = None
+) -> pa.Array:
+    """The column `logits`, in the precision in which it is stored.
+
+    Args:
+        logits_NK: of the clips.
+        context: says the precision.
+        kept_N: the clips whose logits are stored; by default all.
+    """
+    column = _matrix("logits", round_mantissa(logits_NK, context.stored_mantissa_bits))
+    return column if kept_N is None else pc.if_else(pa.array(kept_N), column, None)
+
+
 def round_mantissa(values: Floats, bits: int) -> Floats:
     """Rounds float32 values to `bits` bits of mantissa, ties to even, so that they compress.
 
@@ -208,7 +232,15 @@ def _keep(scores_NK: Floats, context: RowContext) -> _Kept:
     )
 
 
+def _top_columns(kept: _Kept) -> tuple[pa.Array, pa.Array]:
+    return (
+        _lists(CLIPS, "top_labels", kept.label, kept.offsets),
+        _lists(CLIPS, "top_scores", kept.score, kept.offsets),
+    )
+
+
 def _clip_rows(clips: Sequence[_Clip], kept: _Kept, context: RowContext) -> pa.Table:
+    top_labels, top_scores = _top_columns(kept)
     columns = {
         "clip_id": [clip.clip_id for clip in clips],
         "video_id": [clip.outcome.ref.video_id for clip in clips],
@@ -218,8 +250,8 @@ def _clip_rows(clips: Sequence[_Clip], kept: _Kept, context: RowContext) -> pa.T
         "end_seconds": [clip.span.end_seconds for clip in clips],
         "frame_pts_seconds": [clip.span.frame_pts_seconds for clip in clips],
         "frames_exact": [clip.span.frames_exact for clip in clips],
-        "top_labels": _lists(CLIPS, "top_labels", kept.label, kept.offsets),
-        "top_scores": _lists(CLIPS, "top_scores", kept.score, kept.offsets),
+        "top_labels": top_labels,
+        "top_scores": top_scores,
         "unit_index": [clip.outcome.unit_index for clip in clips],
         "run_id": [context.run_id] * len(clips),
         "indexed_at": [context.indexed_at] * len(clips),
@@ -236,9 +268,7 @@ def _embedding_rows(
         "video_id": [clip.outcome.ref.video_id for clip in clips],
         "clip_index": [clip.span.clip_index for clip in clips],
         "embedding": _matrix("embedding", round_mantissa(embeddings_ND, bits)),
-        "logits": _matrix("logits", round_mantissa(logits_NK, bits))
-        if context.keep_logits
-        else [None] * len(clips),
+        "logits": logits_column(logits_NK, context) if context.keep_logits else [None] * len(clips),
     }
     table = pa.table(columns, schema=EMBEDDINGS.data_schema)
     return table.take(pc.sort_indices(table, sort_keys=list(EMBEDDINGS.order)))

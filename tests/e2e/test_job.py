@@ -125,7 +125,8 @@ def test_prometheus_can_scrape_what_the_job_did(clean, metrics_url):
     found = []
     while not found and time.monotonic() < deadline:
         time.sleep(0.5)
-        text = urllib.request.urlopen(metrics_url, timeout=10).read().decode()
+        with urllib.request.urlopen(metrics_url, timeout=10) as answer:  # noqa: S310
+            text = answer.read().decode()
         lines = [line for line in text.splitlines() if wanted in line]
         found = [line for line in lines if line.startswith("ray_indexer_clips_total{")]
     assert found, lines

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
@@ -21,13 +22,15 @@ from indexer.config import IndexConfig
 from indexer.errors import IndexerError
 from indexer.manifest import MANIFEST_SCHEMA
 from indexer.runtime.todo import compare_manifest
-from indexer.table import catalog, delta, lease, recovery
+from indexer.table import catalog, delta, lease, recovery, relabel
 from indexer.table.commit import Committer, TableLogs
+from indexer.table.head import Head
 from indexer.table.paths import IndexPaths
 from indexer.table.patience import patiently
 from indexer.table.shard import Shard
 from tests.table.make import FINGERPRINT, TAG, VOCABULARY, ref, unit, write_units
 
+RELABELLED: Final = "relabelled"
 TAKEOVER_SECONDS: Final = 20.0
 OLD, NEW = "10-old", "10-new"
 VIDEOS: Final = {
@@ -79,6 +82,14 @@ def run_job(index: str, run_id: str, listed: pa.Table, shard: str = "1/1", tag: 
                 files = patiently(write_units, paths, run_id, *units[start : start + 2], tag=tag)
                 patiently(committer.commit, files)
         patiently(catalog.write_run_report, paths, run_id, {"status": "finished"})
+
+
+def run_relabel(index: str) -> None:
+    """A new head over the clips of the job, a few at a time."""
+    relabel.GROUP_CLIPS = 4
+    weight_KD = np.random.default_rng(3).normal(size=(4, 8)).astype(np.float32)
+    new = Head(weight_KD, np.zeros(4, np.float32), ("one", "two", "three", "four"))
+    relabel.relabel(IndexPaths(index), new, source=TAG, tag=RELABELLED)
 
 
 def _units(row: dict[str, Any]) -> Iterator[Any]:
@@ -160,13 +171,16 @@ def _child(order: dict[str, Any]) -> None:
             listed = manifest(FIRST) if order["first"] else manifest(tuple(VIDEOS), CHANGED)
             if order.get("many"):
                 listed = many(order["many"])
-            run_job(
-                order["index"],
-                order["run_id"],
-                listed,
-                order.get("shard", "1/1"),
-                order.get("tag", TAG),
-            )
+            if order.get("relabel"):
+                run_relabel(order["index"])
+            else:
+                run_job(
+                    order["index"],
+                    order["run_id"],
+                    listed,
+                    order.get("shard", "1/1"),
+                    order.get("tag", TAG),
+                )
         if order.get("count_to"):
             with open(order["count_to"], "w") as file:  # noqa: PTH123
                 file.write(str(counter.number))
