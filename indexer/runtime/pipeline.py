@@ -27,6 +27,7 @@ from indexer.metrics import (
     SilentObserver,
 )
 from indexer.model.precision import AUTO, resolve_dtype
+from indexer.runtime.cadence import pause_seconds
 from indexer.runtime.cluster import WRITER_CPUS, Pools, connected, size_pools
 from indexer.runtime.report import build_report
 from indexer.runtime.sharing import most_rows, share_out
@@ -140,6 +141,7 @@ class _Job:
         self._pending_units = 0
         self._committed_units = 0
         self._last_commit = time.monotonic()
+        self._commit_seconds = 0.0  # that the last one took
         self._pipeline_started = time.monotonic()
         self._pools: Pools | None = None
         self._tally = Tally(plan.todo)
@@ -227,14 +229,18 @@ class _Job:
 
     def _commit_if_due(self) -> None:
         with self._lock:
-            if time.monotonic() - self._last_commit >= self._plan.config.output.commit_seconds:
+            asked_seconds = self._plan.config.output.commit_seconds
+            pause = pause_seconds(asked_seconds, self._commit_seconds)
+            if time.monotonic() - self._last_commit >= pause:
                 self._commit()
             self._report_progress()
 
     def _commit(self) -> None:
         with self._lock:
             if self._pending:
+                started = time.monotonic()
                 patiently(self._committer.commit, self._pending)
+                self._commit_seconds = time.monotonic() - started
                 self._committed_units += self._pending_units
                 self._pending, self._pending_units = [], 0
                 self._report_progress()

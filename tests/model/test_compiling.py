@@ -83,6 +83,19 @@ def test_compiled_scores_are_those_of_the_module(checkpoint, dtype):
     assert np.array_equal(again.logits_NK, scores.logits_NK[:3])
 
 
+def test_memory_that_does_not_suffice_is_no_failure_of_the_compiler():
+    """The classifier halves its batch; the smaller one may be compiled."""
+
+    def scarce(_):
+        raise torch.OutOfMemoryError
+
+    compiled = Compiled(torch.nn.Identity())
+    compiled._compiled = scarce
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled(torch.zeros(1))
+    assert compiled.failure is None
+
+
 def test_without_a_compiler_the_model_runs_uncompiled(checkpoint):
     import torch._inductor.config as inductor
 
