@@ -37,6 +37,7 @@ from indexer.manifest import video_id
 from indexer.metrics import FetchEffort, ModelEffort
 from indexer.records import ClipScores, ClipSpan, DecodedClips, VideoInfo, VideoRef
 from indexer.runtime import blocks
+from indexer.runtime.cadence import pause_seconds
 from indexer.runtime.writing import WriteReceipt, write_units
 from indexer.table import catalog
 from indexer.table.commit import Committer
@@ -198,7 +199,9 @@ class Driver:
                 return message
             if message is not None:
                 self.pending.append(message)
-            if self.pending and time.monotonic() - last >= self.every_seconds:
+            took = self.commit_seconds[-1] if self.commit_seconds else 0.0
+            pause = pause_seconds(self.every_seconds, took)
+            if self.pending and time.monotonic() - last >= pause:
                 self.commit()
                 last = time.monotonic()
 
@@ -247,8 +250,9 @@ def figures(driver: Driver, cost: WriterCost, pace: Pace, wall_seconds: float) -
         "clips_per_second": round(driver.clips / wall_seconds, 1),
         "commit_seconds_median": round(statistics.median(commits), 3),
         "commit_seconds_most": round(max(commits), 3),
-        "commit_share_of_wall": round(sum(commits) / due_seconds, 4),
-        "commit_share_of_one_cpu": round(driver.commit_cpu_seconds / due_seconds, 4),
+        "commit_share_of_wall": round(sum(commits) / wall_seconds, 4),
+        "commit_share_of_one_cpu": round(driver.commit_cpu_seconds / wall_seconds, 4),
+        "commit_cpu_seconds_mean": round(driver.commit_cpu_seconds / len(commits), 3),
         "write_task_seconds_median": round(statistics.median(cost.task_seconds), 3),
         "write_share_of_one_cpu": round(cost.cpu_seconds / due_seconds, 4),
         "write_idle_bytes": cost.idle_bytes,

@@ -27,6 +27,7 @@ from indexer.metrics import (
     Progress,
 )
 from indexer.model.precision import AUTO, resolve_dtype
+from indexer.runtime.cadence import pause_seconds
 from indexer.runtime.cluster import WRITER_CPUS, Pools, connected, size_pools
 from indexer.runtime.forecast import Forecast, forecast, is_early_enough
 from indexer.runtime.prometheus import MetricsExporter
@@ -143,6 +144,7 @@ class _Job:
         self._pending_units = 0
         self._committed_units = 0
         self._last_commit = time.monotonic()
+        self._last_commit_seconds = 0.0  # that it took
         self._commit_seconds = 0.0
         self._pipeline_started: float | None = None
         self._pools: Pools | None = None
@@ -232,7 +234,9 @@ class _Job:
 
     def _commit_if_due(self) -> None:
         with self._lock:
-            if time.monotonic() - self._last_commit >= self._plan.config.output.commit_seconds:
+            asked_seconds = self._plan.config.output.commit_seconds
+            pause = pause_seconds(asked_seconds, self._last_commit_seconds)
+            if time.monotonic() - self._last_commit >= pause:
                 self._commit()
             self._report_progress()
 
@@ -241,7 +245,8 @@ class _Job:
             if self._pending:
                 started = time.monotonic()
                 patiently(self._committer.commit, self._pending)
-                self._commit_seconds += time.monotonic() - started
+                self._last_commit_seconds = time.monotonic() - started
+                self._commit_seconds += self._last_commit_seconds
                 self._committed_units += self._pending_units
                 self._pending, self._pending_units = [], 0
                 self._report_progress()

@@ -131,11 +131,14 @@ class _State:
             case "txn":
                 self.transactions[said["appId"]] = said["version"]
             case "metaData":
-                names = ("id", "schemaString", "partitionColumns", "configuration")
-                self.about[kind] = _canonical({name: said[name] for name in names})
+                self._describe(
+                    kind, said, "id", "schemaString", "partitionColumns", "configuration"
+                )
             case _:
-                names = ("minReaderVersion", "minWriterVersion")
-                self.about[kind] = _canonical({name: said[name] for name in names})
+                self._describe(kind, said, "minReaderVersion", "minWriterVersion")
+
+    def _describe(self, kind: str, said: Mapping[str, Any], *names: str) -> None:
+        self.about[kind] = _canonical({name: said[name] for name in names})
 
     def differences(self, found: "_State") -> Iterator[str]:
         for path in sorted(self.files.keys() | found.files.keys()):

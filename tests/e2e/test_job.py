@@ -295,6 +295,20 @@ def test_another_recipe_under_the_same_tag_is_refused(archive, checkpoint, tmp_p
         run(archive, tmp_path / "index", checkpoint, output__tag="mine", sampling__hop_seconds=1)
 
 
+def test_a_run_that_would_score_in_another_dtype_than_the_first_is_refused(
+    archive, checkpoint, tmp_path
+):
+    index, arguments = tmp_path / "index", {"output__tag": "mine", "precision__model": "auto"}
+    result = run(archive / "a.mp4", index, checkpoint, **arguments)
+    kept = IndexPaths(str(index)).precision_json("mine")
+    assert json.loads(Path(kept).read_text()) == {"model": result.report["dtype"]}
+    Path(kept).write_text('{"model": "float16"}')  # as if that run had had a GPU
+    rows = lasting_rows(index)
+    with pytest.raises(ConfigError, match="was scored in float16"):
+        run(archive, index, checkpoint, **arguments)
+    assert lasting_rows(index) == rows
+
+
 def test_weights_that_change_under_a_running_job_stop_it(archive, tmp_path):
     model = write_stress_checkpoint(tmp_path / "model", num_frames=4)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from indexer.model.classify import Classifier
-from indexer.model.compiling import flops_of, pays
+from indexer.model.compiling import Compiled, flops_of, pays
 from indexer.model.recipe import Architecture
 from indexer.model.weights import resolve
 from tests.model.stress import write_stress_checkpoint
@@ -81,6 +81,19 @@ def test_compiled_scores_are_those_of_the_module(checkpoint, dtype):
     again = classifier.classify(frames_NTHWC[:3])
     assert classifier.compile_seconds == compile_seconds
     assert np.array_equal(again.logits_NK, scores.logits_NK[:3])
+
+
+def test_memory_that_does_not_suffice_is_no_failure_of_the_compiler():
+    """The classifier halves its batch; the smaller one may be compiled."""
+
+    def scarce(_):
+        raise torch.OutOfMemoryError
+
+    compiled = Compiled(torch.nn.Identity())
+    compiled._compiled = scarce
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled(torch.zeros(1))
+    assert compiled.failure is None
 
 
 def test_without_a_compiler_the_model_runs_uncompiled(checkpoint):
