@@ -57,7 +57,6 @@ class FrameDecoder:
                 if latest is None or not _same(frame, latest):
                     yield from arrivals.safe(frame)
         finally:
-            self._tolerate(missing_references=False)
             self.context.flush_buffers()
 
     def warnings(self) -> tuple[str, ...]:
