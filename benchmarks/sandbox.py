@@ -15,8 +15,10 @@ import signal
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -59,12 +61,12 @@ class Cost:
 def cost_of(video: Video, sandbox: Sandbox, repeat: int) -> Cost:
     """Decodes a video in both ways, in turn."""
     ref = ref_of(video)
-    cost = Cost(video.name, 0, [], [])
+    cost, units = Cost(video.name, 0, [], []), 0
     for _ in range(repeat):
-        here, units = _cpu_seconds(lambda: _decode_here(ref))
+        here, units = _cpu_seconds(partial(_decode_here, ref))
         cost.here_seconds.append(here)
         told = [0.0]
-        there, in_sandbox = _cpu_seconds(lambda told=told: _decode_there(ref, sandbox, told))
+        there, in_sandbox = _cpu_seconds(partial(_decode_there, ref, sandbox, told))
         cost.sandbox_seconds.append(there + told[0])
         if units != in_sandbox:
             message = f"{video.name}: {units} units here, {in_sandbox} in the sandbox"
@@ -121,7 +123,7 @@ def restart_seconds(victim: Video, following: Video, sandbox: Sandbox) -> float:
         items = sandbox.decode(video, video_id="following")
         _counted([next(items)[0]])
         elapsed = time.perf_counter() - killed
-        items.close()
+        deque(items, maxlen=0)
     return elapsed
 
 
