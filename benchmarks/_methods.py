@@ -162,14 +162,16 @@ def _read_packets(order: Order) -> _Packets:
         if table.timeline is None:
             message = f"ours decodes all packets: {table.distrust}"
             raise RuntimeError(message)
-        is_disposable = frames.disposable_test(opened.stream.codec_context) or (lambda _: False)
-        wanted = {int(table.shown[rank]) for rank in order.ranks}
+        choice = frames.choice_for(opened.stream.codec_context)
+        wanted = frozenset(int(table.shown[rank]) for rank in order.ranks)
         with packets.PacketReader(file, table, decode) as reader:
             runs = [
                 [
                     packet
-                    for ordinal, packet in enumerate(reader.packets(run.first, run.last), run.first)
-                    if ordinal in wanted or not is_disposable(packet)
+                    for _, packet, _ in choice(
+                        enumerate(reader.packets(run.first, run.last), run.first),
+                        wanted | {run.first},
+                    )
                 ]
                 for run in frames.plan_runs(table, order.ranks)
             ]
@@ -177,6 +179,7 @@ def _read_packets(order: Order) -> _Packets:
 
 
 def _decode_packets(packets: _Packets) -> Decoded:
+    packets.context.flags |= importlib.import_module("av.codec.context").Flags.output_corrupt
     for run in packets.runs:
         for packet in (*run, None):
             packets.context.decode(packet)

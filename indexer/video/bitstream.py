@@ -10,10 +10,11 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
+from indexer.video.nal import delimited_units, sized_units
+
 VideoPacket: TypeAlias = "Packet[VideoStream]"
 PacketTest: TypeAlias = Callable[[VideoPacket], bool]
 
-_START_CODE: Final = b"\x00\x00\x01"
 _NAL_HEADER_BYTES: Final = 2
 
 _H264_SLICES: Final = range(1, 6)
@@ -37,15 +38,15 @@ def disposable_test(context: VideoCodecContext) -> PacketTest | None:
     match context.codec.canonical_name:
         case "h264" if is_iso:
             length_bytes = (extradata[4] & 3) + 1
-            return lambda packet: _h264_disposable(_sized_units(memoryview(packet), length_bytes))
+            return lambda packet: _h264_disposable(sized_units(memoryview(packet), length_bytes))
         case "h264":
-            return lambda packet: _h264_disposable(_delimited_units(bytes(packet)))
+            return lambda packet: _h264_disposable(delimited_units(memoryview(packet)))
         case "hevc" if is_iso and len(extradata) >= _HVCC_HEADER_BYTES:
             length_bytes = (extradata[21] & 3) + 1
             layers = extradata[21] >> 3 & 7
             if layers:
                 return lambda packet: _hevc_disposable(
-                    _sized_units(memoryview(packet), length_bytes), top_layer=layers - 1
+                    sized_units(memoryview(packet), length_bytes), top_layer=layers - 1
                 )
     return None
 
@@ -57,24 +58,6 @@ def hidden_test(context: VideoCodecContext) -> PacketTest | None:
     of its specification) unless several frames share the packet, of which the last is shown.
     """
     return {"vp8": _vp8_hidden, "vp9": _vp9_hidden}.get(context.codec.canonical_name)
-
-
-def _sized_units(data: memoryview, length_bytes: int) -> Iterator[memoryview]:
-    """First bytes of each NAL unit where its length stands before it: ISO/IEC 14496-15."""
-    offset = 0
-    while offset + length_bytes < len(data):
-        start = offset + length_bytes
-        yield data[start : start + _NAL_HEADER_BYTES]
-        offset = start + int.from_bytes(data[offset:start])
-
-
-def _delimited_units(data: bytes) -> Iterator[memoryview]:
-    """First bytes of each NAL unit behind a start code: annex B of both standards."""
-    offset = data.find(_START_CODE)
-    while offset >= 0:
-        start = offset + len(_START_CODE)
-        yield memoryview(data)[start : start + _NAL_HEADER_BYTES]
-        offset = data.find(_START_CODE, start)
 
 
 def _h264_disposable(units: Iterator[memoryview]) -> bool:

@@ -23,8 +23,9 @@ from indexer.errors import (
     VideoTransientIO,
 )
 from indexer.records import ClipSpan, DecodedClips, VideoFailure, VideoInfo
+from indexer.video.decoder import FrameDecoder
+from indexer.video.feeding import all_packets
 from indexer.video.frames import (
-    FrameDecoder,
     SampledFrame,
     TimelineRefutedError,
     ordered_frames,
@@ -157,7 +158,7 @@ class _Video:
         decode = self._plan.decode
         with open_video_stream(self._file, decode) as opened:
             decoder = FrameDecoder(opened.stream.codec_context)
-            pts = [frame.pts for frame in decoder.frames(enumerate(with_data(opened)))]
+            pts = [frame.pts for frame in decoder.frames(all_packets(with_data(opened)))]
             if not pts:
                 raise decoder.nothing_came()
             timeline, own = timeline_of_output(pts, opened.stream)

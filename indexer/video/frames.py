@@ -10,20 +10,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import av.error
 import numpy as np
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType, VideoFrame
 
-from indexer.errors import VideoCorrupt, VideoError, VideoNoFrames
-from indexer.video.bitstream import PacketTest, VideoPacket, disposable_test
+from indexer.video.decoder import FrameDecoder
+from indexer.video.feeding import Choice, all_packets, choice_for, every_packet
 from indexer.video.packets import PacketReader, PacketTable, with_data
 from indexer.video.plan import Timeline
 from indexer.video.probe import OpenVideo
-
-_MOST_PIXEL_BYTES: Final = 6
-"""Of a pixel with 16 bits for each of three colours."""
-
 
 _PREDICTED: Final = frozenset({PictureType.P, PictureType.B, PictureType.S})
 
@@ -40,16 +34,18 @@ class SampledFrame:
         wanted: the rank that was asked for.
         rank: of the frame; another one where the wanted frame does not come out.
         frame: as the decoder gives it.
+        is_damaged: whether it is not whole.
     """
 
     wanted: int
     rank: int
     frame: VideoFrame
+    is_damaged: bool
 
     @property
     def exact(self) -> bool:
         """Whether it is the wanted frame, and whole."""
-        return self.wanted == self.rank and not self.frame.is_corrupt
+        return self.wanted == self.rank and not self.is_damaged
 
 
 class Run(NamedTuple):
@@ -80,7 +76,7 @@ def plan_runs(table: PacketTable, ranks: Iterable[int]) -> list[Run]:
 
 
 def sparse_frames(
-    decoder: "FrameDecoder",
+    decoder: FrameDecoder,
     reader: PacketReader,
     table: PacketTable,
     ranks: Sequence[int],
@@ -102,17 +98,17 @@ def sparse_frames(
         TimelineRefutedError: a confirming frame does not come, for no visible reason.
     """
     timeline = _known(table.timeline)
-    is_disposable = disposable_test(decoder.context)
+    choice = choice_for(decoder.context)
     runs = plan_runs(table, ranks)
     reader.require([(run.first, run.last) for run in runs])
     for run in runs:
         missing = set(run.ranks)
         rank_at = {int(timeline.pts[rank]): rank for rank in run.ranks}
-        for frame in _decoded(decoder, reader, table, run, is_disposable):
+        for frame in _decoded(decoder, reader, table, run, choice):
             rank = None if frame.pts is None else rank_at.get(frame.pts)
             if rank in missing:
                 missing.remove(rank)
-                yield SampledFrame(rank, rank, frame)
+                yield SampledFrame(rank, rank, frame, frame.pts in decoder.damaged)
         if missing:
             for sampled in _repaired(decoder, reader, table, run, sorted(missing)):
                 if sampled.rank == sampled.wanted:
@@ -123,82 +119,15 @@ def sparse_frames(
 
 
 def ordered_frames(
-    decoder: "FrameDecoder", opened: OpenVideo, timeline: Timeline, ranks: Sequence[int]
+    decoder: FrameDecoder, opened: OpenVideo, timeline: Timeline, ranks: Sequence[int]
 ) -> Iterator[SampledFrame]:
     """The frames of some ranks, found by counting what comes out of decoding everything."""
     nearest = _Nearest(timeline, ranks)
-    for rank, frame in enumerate(decoder.frames(enumerate(with_data(opened)))):
+    for rank, frame in enumerate(decoder.frames(all_packets(with_data(opened)))):
         yield from nearest.offer(rank, frame)
         if not nearest.wants_more:
             return
     yield from nearest.finish()
-
-
-class FrameDecoder:
-    """Decodes stretches of packets, passing over those that do not decode.
-
-    Attributes:
-        context: FFmpeg's decoder.
-        failed: ordinals of the packets that did not decode.
-        damaged: timestamps of the frames that came out damaged.
-        output: number of frames that came out.
-    """
-
-    def __init__(self, context: VideoCodecContext) -> None:
-        self.context = context
-        self.failed = set[int]()
-        self.damaged = set[int | None]()
-        self.output = 0
-
-    def frames(self, packets: Iterable[tuple[int, VideoPacket]]) -> Generator[VideoFrame]:
-        """Every frame of a stretch that begins with a keyframe, in order of presentation.
-
-        Where the last packet codes no picture, FFmpeg repeats the one before, as if the stream
-        ended there; in the whole stream that frame is not to be had, and so it is left out.
-        """
-        latest: VideoFrame | None = None
-        try:
-            for ordinal, packet in packets:
-                for frame in self._feed(ordinal, packet):
-                    latest = frame
-                    yield frame
-            yield from (f for f in self._feed(-1, None) if latest is None or not _same(f, latest))
-        finally:
-            self.context.flush_buffers()
-
-    def warnings(self) -> tuple[str, ...]:
-        """What went wrong so far, in words."""
-        warnings = []
-        if self.failed:
-            warnings.append(f"packets that failed to decode: {len(self.failed)}")
-        if self.damaged:
-            warnings.append(f"decoded frames that are damaged: {len(self.damaged)}")
-        return tuple(warnings)
-
-    def nothing_came(self) -> VideoError:
-        """Why there is no frame.
-
-        Raises:
-            MemoryError: what is left of it would not hold a frame. FFmpeg may call that bad data.
-        """
-        if self.failed:
-            bytearray(_MOST_PIXEL_BYTES * self.context.width * self.context.height)
-            return VideoCorrupt("none of the packets decodes")
-        return VideoNoFrames("the packets decode to no frame")
-
-    def _feed(self, ordinal: int, packet: "VideoPacket | None") -> Iterator[VideoFrame]:
-        try:
-            frames = self.context.decode(packet)
-        except av.error.MemoryError:
-            raise
-        except av.error.FFmpegError:
-            self.failed.add(ordinal)
-            return
-        for frame in frames:
-            self.output += 1
-            if frame.is_corrupt:
-                self.damaged.add(frame.pts)
-            yield frame
 
 
 class _Nearest:
@@ -239,7 +168,7 @@ class _Nearest:
     def _take(self, rank: int, frame: VideoFrame) -> SampledFrame:
         wanted = self._wanted[self._position]
         self._position += 1
-        return SampledFrame(wanted, rank, frame)
+        return SampledFrame(wanted, rank, frame, frame.is_corrupt)
 
 
 def _decoded(
@@ -247,7 +176,7 @@ def _decoded(
     reader: PacketReader,
     table: PacketTable,
     run: Run,
-    is_disposable: PacketTest | None = None,
+    choice: Choice = every_packet,
 ) -> Iterator[VideoFrame]:
     """The frames of a run from its keyframe's on, less those that neither it nor they need.
 
@@ -255,15 +184,12 @@ def _decoded(
     frame for it, or says that it predicted it, from frames that it never had. Then decoding begins
     further and further back.
     """
-    wanted = {int(table.shown[rank]) for rank in run.ranks}
+    wanted = frozenset(int(table.shown[rank]) for rank in run.ranks)
     wanted_pts = {int(table.pts[packet]) for packet in wanted}
     first, step = run.first, 1
     while True:
-        frames = decoder.frames(
-            (ordinal, packet)
-            for ordinal, packet in enumerate(reader.packets(first, run.last), first)
-            if is_disposable is None or ordinal in wanted or not is_disposable(packet)
-        )
+        packets = enumerate(reader.packets(first, run.last), first)
+        frames = decoder.frames(choice(packets, wanted | {first}))
         with closing(frames):
             start_pts = int(table.pts[first]) if first else None
             is_all = yield from _sound(frames, start_pts, wanted_pts)
@@ -334,11 +260,6 @@ def _keyframe_before(table: PacketTable, packet: int) -> int:
     while index > 0 and pts[keys[index]] > pts[packet]:
         index -= 1
     return int(keys[index]) if index >= 0 else 0
-
-
-def _same(frame: VideoFrame, other: VideoFrame) -> bool:
-    """Whether two frames are one picture in memory."""
-    return [plane.buffer_ptr for plane in frame.planes] == [p.buffer_ptr for p in other.planes]
 
 
 def _rank_of(frame: VideoFrame, timeline: Timeline) -> int | None:

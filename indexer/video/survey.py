@@ -4,7 +4,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from indexer.video.frames import FrameDecoder, TimelineRefutedError, sparse_frames
+from indexer.video.decoder import FrameDecoder
+from indexer.video.frames import TimelineRefutedError, sparse_frames
 from indexer.video.packets import PacketReader, scan_packets
 from indexer.video.plan import DecodePlan, units_of
 from indexer.video.probe import open_video_stream

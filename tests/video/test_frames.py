@@ -12,10 +12,11 @@ import pytest
 from indexer.config import Decode
 from indexer.video import frames as frames_module
 from indexer.video import packets as packets_module
-from indexer.video.frames import FrameDecoder, ordered_frames, sparse_frames
+from indexer.video.decoder import FrameDecoder
+from indexer.video.frames import ordered_frames, sparse_frames
 from indexer.video.packets import PacketReader, scan_packets, timeline_of_output
 from indexer.video.probe import open_video_stream
-from tests.video.synth import Synth
+from tests.video.synth import Synth, from_keyframe
 
 FOLDER = Path(__file__).resolve().parents[2] / "../shared/videos"
 REAL_VIDEOS = sorted(path for path in FOLDER.glob("*.*") if path.suffix != ".md")
@@ -102,6 +103,21 @@ GENERATED = {
     "flv1": Synth(codec="flv", container="flv", options={"g": "12"}),
     "wmv2_asf": Synth(codec="wmv2", container="asf", options={"g": "12"}),
     "vp8_ogg": Synth(codec="libvpx", container="ogg", options={"g": "12", "cpu-used": "8"}),
+}
+X265_VARIANTS = {
+    **{f"refs_{refs}": f"ref={refs}:keyint=60" for refs in range(1, 6)},
+    "one_ref_no_b": "ref=1:bframes=0:keyint=50",
+    "no_pyramid": "bframes=5:b-adapt=0:b-pyramid=0:keyint=50",
+    "pyramid": "bframes=7:b-adapt=0:b-pyramid=1:ref=4:keyint=64",
+    "open_gop_many_refs": "open-gop=1:keyint=17:min-keyint=17:bframes=6:b-adapt=0:ref=5:scenecut=0",
+    "weighted": "weightp=2:weightb=1:bframes=3",
+    "intra_refresh": "intra-refresh=1:keyint=30:bframes=0",
+    "slices": "pools=1:slices=4:ctu=16:keyint=50",  # which crashes without any thread
+    "wavefronts": "pools=1:wpp=1:ctu=16:keyint=40",
+    "headers_in_band": "repeat-headers=1:aud=1:hrd=1:vbv-maxrate=900:vbv-bufsize=900:keyint=30",
+    "scaling_lists": "scaling-list=default:keyint=50",
+    "interlaced": "interlace=tff:keyint=50",
+    "long_group": "keyint=1000:min-keyint=1000:scenecut=0:ref=2:bframes=4",
 }
 
 
@@ -190,6 +206,30 @@ def test_generated_videos(name, kept, monkeypatch):
     synth = GENERATED[name]
     synth = synth if synth.pts is not None else synth.__class__(**vars(synth) | {"frames": FRAMES})
     assert_exact(synth.encode(), seed=name)
+
+
+def hevc(params, pix_fmt="yuv420p", frames=100):
+    """Tall enough for several slices and rows of blocks."""
+    options = {"x265-params": f"{X265}:{params}"}
+    return Synth(codec="libx265", frames=frames, height=160, pix_fmt=pix_fmt, options=options)
+
+
+@pytest.mark.parametrize("name", X265_VARIANTS)
+def test_hevc_by_reference(name):
+    assert_exact(hevc(X265_VARIANTS[name]).encode(), seed=name)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv444p", "gray"])
+def test_hevc_of_other_formats(pix_fmt):
+    assert_exact(hevc("ref=2", pix_fmt).encode(), seed=pix_fmt)
+
+
+def test_hevc_that_begins_with_pictures_of_a_group_that_is_cut_off():
+    """Its leading pictures do not decode: ITU-T H.265, 8.3.3."""
+    source = hevc(
+        "open-gop=1:keyint=20:min-keyint=20:bframes=4:b-adapt=0:ref=3:scenecut=0"
+    ).encode()
+    assert_exact(from_keyframe(source, 2), seed="cut", decode=EVERY_FORMAT)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -22,10 +23,10 @@ from indexer.video.plan import DecodePlan
 from indexer.video.sandbox import Sandbox
 from tests.video import attacks
 from tests.video.attacks import GIBIBYTE
-from tests.video.naked_child import NAKED
+from tests.video.naked_child import NAKED, PLACE, RECKLESS
 from tests.video.synth import Synth
 from tests.video.test_sandbox import Bytes, template_and_worker
-from tests.video.traps import CANARY, Traps
+from tests.video.traps import CANARY, NUMBERED, Traps
 
 MOST_SECONDS = 30.0
 MOST_BYTES = 2**30
@@ -99,13 +100,25 @@ REACH = {
     "mov, alias": ("x.mov", lambda t: attacks.mov_reference("alis", f"{t.elsewhere}/{CANARY}")),
 }  # fmt: skip
 DANGEROUS = {
-    "hls, path": "canary.ts",
-    "hls, neighbour": "canary.ts",
-    "hls, http": "a connection",
-    "ffconcat, neighbour": CANARY,
-    "sdp": "a socket",
+    "hls, file url": (NAKED, "canary.ts"),
+    "hls, path": (NAKED, "canary.ts"),
+    "hls, neighbour": (NAKED, "canary.ts"),
+    "hls, http": (NAKED, "a connection"),
+    "hls, key": (NAKED, "a connection"),
+    "ffconcat, neighbour": (NAKED, CANARY),
+    "ffconcat, path": (RECKLESS, CANARY),
+    "ffconcat, parent": (RECKLESS, CANARY),
+    "ffconcat, http": (RECKLESS, "a connection"),
+    "sdp": (NAKED, "a socket"),
+    "text, subfile": (PLACE, CANARY),
+    "text, concat": (PLACE, CANARY),
+    "text, file": (PLACE, CANARY),
+    "text, http": (PLACE, "a connection"),
+    "pictures": (PLACE, NUMBERED),
+    "mov, alias": (RECKLESS, CANARY),
 }
-"""Of the others FFmpeg's own rules are enough today; they may change."""
+"""What each springs, and what it takes: where only `RECKLESS` does, FFmpeg's own rules are enough
+today, and may change; what `PLACE` shows is what happens to those who open what a text says."""
 
 
 NAMES = (
@@ -314,9 +327,19 @@ def test_without_defence_the_danger_is_real(undefended, traps, attack):
     """And the traps see it."""
     name, make = REACH[attack]
     data = make(traps)
+    how, trap = DANGEROUS[attack]
+    told = "" if attack.startswith("text") else name
     with traps.armed() as sprung:
-        watched(undefended, data, NO_DEFENCE.video_id(name))
-    assert DANGEROUS[attack] in sprung
+        watched(undefended, data, f"{how}{told}")
+    assert trap in sprung
+
+
+def test_only_what_ffmpeg_never_follows_has_no_control():
+    """It was built without a reader of DASH, and of a MOV's references it takes the alias only."""
+    assert REACH.keys() - DANGEROUS.keys() == {"dash, file url", "dash, http", "mov, url"}
+    assert "dash" not in {
+        name for name in av.formats_available if av.ContainerFormat(name).is_input
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,128 @@
+"""Chooses the packets of a run that its frames need, by what the packets' headers say.
+
+Where these say it of each picture (HEVC), a picture is fed if a wanted frame is predicted from it,
+directly or by way of others. Elsewhere, and wherever a header leaves a doubt, all are fed but
+those from which nothing is predicted.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple, TypeAlias
+
+from av.video.codeccontext import VideoCodecContext
+
+from indexer.video.bitstream import VideoPacket, disposable_test
+from indexer.video.hevc import Headers, Picture
+from indexer.video.nal import UnknownError
+from indexer.video.references import needed_pictures
+
+Numbered: TypeAlias = tuple[int, VideoPacket]
+
+_MOST_BUFFERED_BYTES: Final = 64 * 2**20
+"""Of a group of pictures that is held until all of its headers have been read."""
+
+
+class Feed(NamedTuple):
+    """A packet for the decoder.
+
+    Attributes:
+        ordinal: its number in the stream.
+        packet: itself.
+        is_thinned: whether pictures that its header speaks of may have been left out.
+    """
+
+    ordinal: int
+    packet: VideoPacket
+    is_thinned: bool = False
+
+
+Choice: TypeAlias = Callable[[Iterable[Numbered], frozenset[int]], Iterator[Feed]]
+
+
+def all_packets(packets: Iterable[VideoPacket]) -> Iterator[Feed]:
+    """Every packet of a stream."""
+    return every_packet(enumerate(packets), frozenset())
+
+
+def every_packet(packets: Iterable[Numbered], _wanted: frozenset[int]) -> Iterator[Feed]:
+    """The choice of all."""
+    return (Feed(ordinal, packet) for ordinal, packet in packets)
+
+
+def choice_for(context: VideoCodecContext) -> Choice:
+    """What chooses packets, which come with their ordinals, for the ordinals of wanted frames."""
+    simple = _WithoutDisposable(context)
+    if context.codec.canonical_name == "hevc" and not context.is_hwaccel:
+        try:
+            return _ByReference(Headers.of(context.extradata or b""), simple)
+        except UnknownError:
+            return simple
+    return simple
+
+
+class _WithoutDisposable:
+    """Leaves out packets from which nothing is predicted."""
+
+    def __init__(self, context: VideoCodecContext) -> None:
+        self._is_disposable = disposable_test(context)
+
+    def __call__(self, packets: Iterable[Numbered], wanted: frozenset[int]) -> Iterator[Feed]:
+        for ordinal, packet in packets:
+            is_disposable = self._is_disposable
+            if is_disposable is None or ordinal in wanted or not is_disposable(packet):
+                yield Feed(ordinal, packet)
+
+
+class _ByReference:
+    """Leaves out packets from which no wanted frame is predicted.
+
+    Packets are held until no later one can refer to them: for one closed group of pictures. Where
+    no fewer would be fed than in the simple way, that is taken. Once a header is not understood,
+    all that follows is left to the simple way, because that header may be the one that changes what
+    the later ones mean.
+    """
+
+    def __init__(self, headers: Headers, simple: Choice) -> None:
+        self._headers = headers
+        self._simple = simple
+        self._understands = True
+
+    def __call__(self, packets: Iterable[Numbered], wanted: frozenset[int]) -> Iterator[Feed]:
+        for group, pictures in self._groups(packets):
+            simple = list(self._simple(group, wanted))
+            positions = [at for at, (ordinal, _) in enumerate(group) if ordinal in wanted]
+            try:
+                needed = needed_pictures(pictures, positions)
+            except UnknownError:
+                yield from simple
+                continue
+            thinned = [Feed(*group[position], is_thinned=True) for position in sorted(needed)]
+            is_safe = not any(feed.packet.is_discard for feed in thinned)  # they do not come out
+            yield from thinned if is_safe and len(thinned) < len(simple) else simple
+
+    def _groups(
+        self, packets: Iterable[Numbered]
+    ) -> Iterator[tuple[list[Numbered], list[Picture]]]:
+        """Closed groups and their pictures; without these, what is not understood or too long."""
+        group: list[Numbered] = []
+        pictures: list[Picture] = []
+        is_whole, size_bytes = True, 0
+        for ordinal, packet in packets:
+            picture = self._picture(packet)
+            breaks = picture is not None and picture.breaks
+            if breaks or picture is None or size_bytes > _MOST_BUFFERED_BYTES:
+                yield group, pictures if is_whole and breaks else []
+                group, pictures, size_bytes, is_whole = [], [], 0, breaks
+            group.append((ordinal, packet))
+            pictures += [] if picture is None else [picture]
+            size_bytes += packet.size
+        yield group, pictures if is_whole else []
+
+    def _picture(self, packet: VideoPacket) -> Picture | None:
+        if not self._understands or packet.has_sidedata("new_extradata"):
+            self._understands = False
+            return None
+        try:
+            return self._headers.picture(memoryview(packet))
+        except UnknownError:
+            self._understands = False
+            return None
