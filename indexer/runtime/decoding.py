@@ -1,5 +1,6 @@
 """The decode stage: listed videos in, preprocessed units out."""
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ import pyarrow as pa
 from indexer.errors import VideoError
 from indexer.records import DecodedClips, VideoFailure
 from indexer.runtime import blocks
+from indexer.uris import redact
 from indexer.video.fetch import Opened, open_video, prefetched
 from indexer.video.plan import DecodePlan
 from indexer.video.sandbox import Sandbox
 from indexer.video.survey import Survey
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def decode_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> Iterator[pa.Table]:
@@ -27,6 +31,8 @@ def decode_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> Iterat
     with closing(prefetched((todo.ref for todo in todos), plan.decode)) as fetched:
         for todo, opened in zip(todos, fetched, strict=True):
             for item, fetch_seconds, decode_seconds in _decode_video(todo, opened, sandbox):
+                if isinstance(item, VideoFailure):
+                    _log_failure(todo, item)
                 yield blocks.decoded_row(
                     todo.ref,
                     todo.attempt,
@@ -35,6 +41,21 @@ def decode_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> Iterat
                     decode_seconds=decode_seconds,
                     worker=worker,
                 )
+
+
+def _log_failure(todo: blocks.Todo, failure: VideoFailure) -> None:
+    """One line in the worker's log, with fields of their own where the log is structured."""
+    fields = {
+        "video_id": todo.ref.video_id,
+        "uri": redact(todo.ref.uri),
+        "error_code": failure.code,
+        "unit_index": failure.unit_index,
+        "attempt": todo.attempt,
+    }
+    message = "video_id=%s error_code=%s attempt=%d: %s"
+    _LOGGER.warning(
+        message, todo.ref.video_id, failure.code, todo.attempt, failure.message, extra=fields
+    )
 
 
 def survey_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> list[Survey | None]:
