@@ -123,7 +123,9 @@ def ssh_through_session_manager(cluster: Document) -> Iterator[str]:
 
 def image_by_digest(cluster: Document) -> Iterator[str]:
     """What runs is what was looked at: a tag may be moved."""
-    yield from (f"{place}: {image}" for place, image in _images(cluster) if not DIGEST.fullmatch(image))
+    yield from (
+        f"{place}: {image}" for place, image in _images(cluster) if not DIGEST.fullmatch(image)
+    )
 
 
 def tested_image(cluster: Document) -> Iterator[str]:

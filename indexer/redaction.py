@@ -16,10 +16,11 @@ _PARAMETER: Final = (
     r"|(?:[a-z0-9]+[_-])*(?:token|password|passwd|secret|(?:api|access|secret)[_-]?key))"
 )
 _SECRET_PARAMETER: Final = re.compile(rf"([?&;]{_PARAMETER}=)[^&;\s'\"<>\\]+", re.IGNORECASE)
-# The second form is for a password with a slash in it, as the secret keys of AWS have; the port of
-# an address is no password.
+# The first form is for a password with a slash or an @ in it, as the secret keys of AWS have; the
+# port of an address is no password.
 _USER: Final = re.compile(
-    r"([a-z][a-z0-9+.-]*://)(?:[^\s/@?#'\"<>]*|[^\s/:@'\"<>]*:(?!\d+(?:/|$))[^\s@'\"<>]*)@",
+    r"([a-z][a-z0-9+.-]*://)"
+    r"(?:[^\s/:@'\"<>]*:(?!\d+(?:[/?#\s]|$))[^\s'\"<>]*|[^\s/@?#'\"<>]*)@",
     re.IGNORECASE,
 )
 _SHAPES: Final = re.compile(
