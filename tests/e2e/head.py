@@ -42,6 +42,7 @@ class Head:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": str(START_SECONDS),
             "RAY_JOB_START_TIMEOUT_SECONDS": str(JOB_SECONDS),
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS),  # as in cluster.yaml
         }
