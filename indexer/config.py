@@ -207,7 +207,8 @@ class IndexConfig(Section):
 
     @model_validator(mode="after")
     def _check_public(self) -> Self:
-        for uri in (*self.inputs, self.index, self.model.id):  # a run's report repeats them
+        address = self.cluster.address or ""
+        for uri in (*self.inputs, self.index, self.model.id, address):  # a run's report has them
             check_public(uri)
         return self
 

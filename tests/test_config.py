@@ -94,7 +94,7 @@ def test_a_file_may_be_an_object(s3_folder):
     assert f"cannot read the configuration file {s3_folder}/x.toml" in absent
 
 
-@pytest.mark.parametrize("key", ["inputs", "index", "model__id"])
+@pytest.mark.parametrize("key", ["inputs", "index", "model__id", "cluster__address"])
 @pytest.mark.parametrize(
     "uri",
     [
