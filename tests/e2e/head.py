@@ -42,6 +42,7 @@ class Head:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_agent_register_timeout_ms": str(1000 * START_SECONDS),  # else the raylet ends
             "RAY_JOB_START_TIMEOUT_SECONDS": str(JOB_SECONDS),
             "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS),  # as in cluster.yaml
         }

@@ -4,6 +4,7 @@ The store is a real one; a proxy before it answers some requests with errors who
 a careless server could know: signed addresses, headers, users and passwords.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -75,14 +76,14 @@ class CarelessHandler(faults.Handler):
     """Fails the object `evil.mp4`, and all data files below `failing/`, with a telling text."""
 
     def _serve(self):
-        evil = self.command in {"GET", "HEAD"} and "evil.mp4" in self.path
+        evil = self.command == "GET" and "evil.mp4" in self.path
         failing = self.command in {"PUT", "POST"} and "failing" in self.path
         if not (evil or (failing and ".parquet" in self.path)):
             super()._serve()
             return
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.proxy.faults["told"] += 1
-        text = " ".join(ANSWER.values()).replace("&", "&amp;")
+        text = " ".join(["the careless store says", *ANSWER.values()]).replace("&", "&amp;")
         body = f"<Error><Code>Careless</Code><Message>{text}</Message></Error>"
         self._reply(400, [("Content-Type", "application/xml")], body.encode())
 
@@ -122,9 +123,10 @@ def told(s3, checkpoint, tmp_path_factory):
 
 
 def _archive(s3, bucket):
-    good = s3.put(bucket, "videos/good.mp4", Synth(frames=33).encode())
-    evil = s3.put(bucket, "videos/evil.mp4", Synth(frames=33).encode())
-    rows = [{"uri": uri, "caption": "a caption", **COLUMNS} for uri in (good, evil)]
+    video = Synth(frames=33).encode()
+    listed = {"size_bytes": len(video), "etag": hashlib.md5(video).hexdigest()}  # noqa: S324
+    uris = [s3.put(bucket, f"videos/{name}.mp4", video) for name in ("good", "evil")]
+    rows = [{"uri": uri, "caption": "a caption", **listed, **COLUMNS} for uri in uris]
     lines = "\n".join(json.dumps(row) for row in rows)
     return s3.put(bucket, "videos/list.jsonl", lines.encode())
 
@@ -143,7 +145,7 @@ def test_the_jobs_met_the_secrets(told):
     codes, faults_told, texts, _, _ = told
     assert codes == [1, 3, 0], texts["stderr"][-3000:]
     assert faults_told > 2
-    assert "Careless" in texts["stderr"]  # the failure's own words reach the user
+    assert "the careless store says" in texts["stderr"]  # the failure's words reach the user
     assert any(name.endswith(".err") and "error_code=" in text for name, text in texts.items())
     assert any("ray-data" in name for name in texts)
 
