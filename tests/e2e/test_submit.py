@@ -71,7 +71,7 @@ def test_nobody_submits_without_the_token(head):
     job = {"entrypoint": "echo submitted", "submission_id": "without-a-token"}
     assert head.request(body=job)[0] == 401
     assert head.request(body=job, token="0" * 64)[0] == 403
-    assert head.request(body=job, token="")[0] == 401
+    assert head.request(body=job, token="")[0] == 403
     assert "without-a-token" not in head.jobs()
     accepted = head.request(body=job | {"submission_id": "with-a-token"}, token=head.token)
     assert accepted[0] == 200, accepted
