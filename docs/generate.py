@@ -30,7 +30,7 @@ def configuration_page() -> str:
         "# Configuration",
         "",
         "A job takes its configuration from the defaults below, then from a TOML file",
-        "(`--config`), then from the environment (`INDEXER_SECTION_KEY`, such as",
+        "(`--config`, a path or a URL), then from the environment (`INDEXER_SECTION_KEY`, such as",
         "`INDEXER_SAMPLING_HOP_SECONDS=4`; lists are separated by commas), then from flags",
         "(`--set section.key=value`). Unknown keys and impossible values are refused.",
         "",

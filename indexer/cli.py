@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -12,9 +13,11 @@ from indexer.cli_maintain import maintenance
 from indexer.cli_query import queries
 from indexer.cli_terminal import OutFormat, print_rows
 from indexer.errors import ConfigError, IndexerError
+from indexer.redaction import redact_text
 from indexer.render import Format
 
 EXIT_SOME_FAILED = 1
+EXIT_FATAL = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -58,6 +61,9 @@ def main(args: list[str] | None = None) -> NoReturn:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
+    except Exception:  # noqa: BLE001 - a fault of ours; Python's own code for it means "some failed"
+        typer.echo(redact_text(traceback.format_exc()), err=True)
+        sys.exit(EXIT_FATAL)
     sys.exit(EXIT_INTERRUPTED)
 
 
@@ -96,7 +102,8 @@ def demo(
 
 # The options of `run` and `plan`: any other key of the configuration is reached by --set.
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="TOML file with the job's configuration.")
+    str | None,
+    typer.Option("--config", help="TOML file with the job's configuration: a path or a URL."),
 ]
 IndexOption = Annotated[
     str | None, typer.Option("--index", help="Folder or URL of the index.", show_default=False)
@@ -204,7 +211,7 @@ def run(
     return _run(job, fmt)
 
 
-def _configuration(config: Path | None, settings: list[str] | None, **flags: Any) -> Any:  # noqa: ANN401
+def _configuration(config: str | None, settings: list[str] | None, **flags: Any) -> Any:  # noqa: ANN401
     from indexer.config import IndexConfig
 
     overrides: dict[str, object] = {}
@@ -236,6 +243,7 @@ def _print_plan(job: Any, fmt: Format, *, measured: bool) -> int:  # noqa: ANN40
 def _run(job: Any, fmt: Format) -> int:  # noqa: ANN401 - IndexConfig, imported late
     from indexer.runtime.todo import check_target, plan_job
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same resumable end as Ctrl-C
     check_target(job)
     plan = plan_job(job)
     # Only a job that can work waits for the imports below: Ray and torch take seconds.
@@ -245,7 +253,6 @@ def _run(job: Any, fmt: Format) -> int:  # noqa: ANN401 - IndexConfig, imported 
     from indexer.runtime.pipeline import run_plan
     from indexer.runtime.progress import ProgressReporter, result_text
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same resumable end as Ctrl-C
     with ProgressReporter(Console(stderr=True)) as reporter:
         result = run_plan(plan, reporter)
     if fmt is Format.json:

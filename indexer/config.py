@@ -6,15 +6,16 @@ flags. Every refusal names the key, the value and what is allowed.
 
 import hashlib
 import json
+import os
 import tomllib
 import types
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from indexer.errors import ConfigError
+from indexer.storage import check_public, read_bytes, redact
 
 SCHEMA_VERSION: Final = 1
 ENV_PREFIX: Final = "INDEXER_"
@@ -214,6 +215,13 @@ class IndexConfig(Section):
     precision: Precision = Precision()
 
     @model_validator(mode="after")
+    def _check_public(self) -> Self:
+        address = self.cluster.address or ""
+        for uri in (*self.inputs, self.index, self.model.id, address):  # a run's report has them
+            check_public(uri)
+        return self
+
+    @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if self.sampling.views > 1 and self.sampling.mode != "kinetics":
             message = f"sampling.views = {self.sampling.views} needs sampling.mode = kinetics"
@@ -223,7 +231,7 @@ class IndexConfig(Section):
     @classmethod
     def load(
         cls,
-        file: Path | None = None,
+        file: str | os.PathLike[str] | None = None,
         *,
         env: Mapping[str, str] | None = None,
         overrides: Mapping[str, object] | None = None,
@@ -231,14 +239,15 @@ class IndexConfig(Section):
         """Merges a TOML file, the environment and flags, and checks the result.
 
         Args:
-            file: a TOML file with the sections of this class.
+            file: path or URL of a TOML file with the sections of this class.
             env: the environment; only names that begin with `INDEXER_` are looked at.
             overrides: dotted keys with values, as from flags; a value of None is passed over.
 
         Raises:
             ConfigError: a key is unknown or a value is impossible.
+            StorageError: the file cannot be read.
         """
-        tree: dict[str, Any] = {} if file is None else _read_toml(file)
+        tree: dict[str, Any] = {} if file is None else _read_toml(os.fspath(file))
         for name, value in sorted((env or {}).items()):
             if name.startswith(ENV_PREFIX):
                 _put(tree, _env_key(cls, name), value)
@@ -275,14 +284,14 @@ def fingerprint_digest(fingerprint: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _read_toml(file: Path) -> dict[str, Any]:
+def _read_toml(uri: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        message = f"cannot read the configuration file {file}: {error.strerror}"
+        return tomllib.loads(read_bytes(uri).decode())
+    except FileNotFoundError as error:
+        message = f"cannot read the configuration file {redact(uri)}: there is nothing of this name"
         raise ConfigError(message) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        message = f"{file} is not a TOML file: {error}"
+        message = f"{redact(uri)} is not a TOML file: {error}"
         raise ConfigError(message) from error
 
 

@@ -14,16 +14,22 @@
     └── VideoError             one video failed; the job goes on                a row, code 1
         └── one class for each error code of the `videos` table
 
-All of them take positional arguments only, so that they survive pickling between processes.
+All of them take positional arguments only, so that they survive pickling between processes. Their
+messages reach terminals, logs, reports and tables: none holds a credential, whoever wrote its text.
 """
 
 from typing import ClassVar
+
+from indexer.redaction import redact_text
 
 
 class IndexerError(Exception):
     """Root of the package's errors; `str(error)` is a message for the user."""
 
     exit_code: ClassVar[int] = 3
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redact_text(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(IndexerError):

@@ -21,6 +21,7 @@ from indexer import storage
 from indexer.errors import ManifestError
 from indexer.listing import StoredObject, find, is_utf8, stat_all
 from indexer.records import VideoRef
+from indexer.redaction import redact_credentials
 
 MANIFEST_SCHEMA: Final = pa.schema(
     [
@@ -167,6 +168,7 @@ def _batch(rows: Sequence[Row]) -> pa.RecordBatch:
 
 
 def _rows(source: str, schemes: Collection[str]) -> list[Row]:
+    storage.check_public(source)
     uri = storage.absolute_uri(source)
     if not is_utf8(uri):
         message = f"{os.fsencode(uri)!r}: the name is not UTF-8; rename the file"
@@ -275,6 +277,7 @@ def _entry_uri(
         message = f"{storage.redact(manifest_uri)}: row {number} has no text in a column 'uri'"
         raise ManifestError(message)
     storage.check_scheme(uri, schemes)
+    storage.check_public(uri)
     if "://" not in uri and not uri.startswith("/"):
         uri = storage.join(manifest_uri.rpartition("/")[0], uri)
     return storage.absolute_uri(uri)
@@ -293,6 +296,7 @@ def _believed(uri: str, entry: Mapping[str, Any]) -> StoredObject | None:
 
 
 def _extra(entry: Mapping[str, Any]) -> str:
+    """The columns that are not ours, without the credentials of addresses in them."""
     values = {name: _plain(value) for name, value in entry.items() if name not in _OWN_COLUMNS}
     given = entry.get("extra")
     if given:
@@ -301,7 +305,9 @@ def _extra(entry: Mapping[str, Any]) -> str:
         except ValueError:
             nested = given
         values = {**values, **nested} if isinstance(nested, dict) else {**values, "extra": nested}
-    return json.dumps(values, ensure_ascii=False, default=str) if values else "{}"
+    if not values:
+        return "{}"
+    return redact_credentials(json.dumps(values, ensure_ascii=False, default=str))
 
 
 def _plain(value: object) -> object:

@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from indexer.errors import ConfigError, StorageError
 from indexer.uris import (
     absolute_uri,
+    check_public,
     check_scheme,
     join,
     redact,
@@ -33,6 +34,7 @@ from indexer.uris import (
 
 __all__ = [
     "absolute_uri",
+    "check_public",
     "check_readable",
     "check_scheme",
     "check_writable",

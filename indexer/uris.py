@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 from indexer.errors import ConfigError
+from indexer.redaction import is_signed, names_user, redact_credentials
 
 KEYS_CHECK: Final = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
 _ALIASES: Final = {"local": "file", "s3a": "s3"}
@@ -68,16 +69,33 @@ def absolute_uri(uri: str) -> str:
     rest = uri if match is None else uri[match.end() :]
     if scheme == "file":
         return os.path.abspath(rest)  # noqa: PTH100 - Path would not drop "a/.."
+    if names_user(uri):
+        message = f"{redact(uri)}: credentials do not belong into a URI: {KEYS_CHECK}"
+        raise ConfigError(message)
     if scheme != "s3":
         return uri
     bucket, slash, key = rest.partition("/")
-    if "@" in bucket:
-        message = f"{redact(uri)}: credentials do not belong into a URI: {KEYS_CHECK}"
-        raise ConfigError(message)
     if not bucket:
         message = f"{uri!r} names no bucket; write s3://BUCKET/PREFIX"
         raise ConfigError(message)
     return f"s3://{bucket}{slash}{key}"
+
+
+def check_public(uri: str) -> None:
+    """Refuses what a user gives as a URI with a user, a password or a signature in it.
+
+    Tables and reports keep URIs. A listed object may be called whatever it is called.
+
+    Raises:
+        ConfigError: without the credentials.
+    """
+    canonical = absolute_uri(uri)
+    if scheme_of(uri) != "file" and is_signed(canonical):
+        message = (
+            f"{redact(uri)}: a signed address does not belong into an index, which would keep it"
+            f" although it expires: name the object itself, and {KEYS_CHECK}"
+        )
+        raise ConfigError(message)
 
 
 def join(root_uri: str, *parts: str) -> str:
@@ -86,14 +104,16 @@ def join(root_uri: str, *parts: str) -> str:
 
 
 def redact(uri: str) -> str:
-    """The URI without user, password, query and fragment; a name of a file or S3 key is kept."""
+    """The URI without user, password, query and fragment; a name of a file or S3 key is kept.
+
+    What looks like a signature is masked in an S3 key, too.
+    """
     match = _SCHEME.match(uri)
     scheme = "file" if match is None else match[1].lower()
     if match is None or _ALIASES.get(scheme, scheme) == "file":
         return uri
     if _ALIASES.get(scheme, scheme) == "s3":
-        bucket, slash, key = uri[match.end() :].partition("/")
-        return f"{match[0]}{bucket.rpartition('@')[2]}{slash}{key}"
+        return redact_credentials(uri)
     parts = urlsplit(uri)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 

@@ -85,6 +85,19 @@ def test_version(capsys):
     assert call(capsys, "--version")[:2] == (0, "video-indexer 0.1.0\n")
 
 
+def test_a_fault_of_ours_is_fatal_and_its_traceback_is_redacted(capsys, monkeypatch):
+    def fault(*_):
+        message = "https://me:hunter2@host/?token=hunter2"
+        raise KeyError(message)
+
+    monkeypatch.setattr("indexer.cli.app", fault)
+    code, _, err = call(capsys, "run")
+    assert code == 3
+    assert "KeyError: 'https://host/?token=***'" in err
+    assert "in fault" in err
+    assert "hunter2" not in err
+
+
 def test_an_unknown_option_is_a_usage_error(capsys):
     code, _, err = call(capsys, "run", "--colour")
     assert code == 2

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer import errors
+from indexer import errors, storage
 from indexer.config import IndexConfig, fingerprint_digest
 from indexer.errors import ConfigError
 
@@ -85,6 +85,34 @@ def test_an_absent_file_is_named(tmp_path):
     assert f"cannot read the configuration file {tmp_path}/x.toml" in refusal(
         file=tmp_path / "x.toml"
     )
+
+
+def test_a_file_may_be_an_object(s3_folder):
+    storage.write_bytes(f"{s3_folder}/job.toml", b"[sampling]\nseed = 7\n")
+    assert load(f"{s3_folder}/job.toml").sampling.seed == 7
+    absent = refusal(file=f"{s3_folder}/x.toml")
+    assert f"cannot read the configuration file {s3_folder}/x.toml" in absent
+
+
+@pytest.mark.parametrize("key", ["inputs", "index", "model__id", "cluster__address"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIAIOSFODNN7EXAMPLE:hunter2/with/slashes@bucket/prefix",
+        "https://me:hunter2@host/prefix",
+        "https://host/prefix?X-Amz-Signature=hunter2",
+        "s3://bucket/prefix?X-Amz-Security-Token=hunter2&x=1",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(key, uri):
+    message = refusal(**{key: (uri,) if key == "inputs" else uri})
+    assert "belong into" in message
+    assert "hunter2" not in message
+
+
+def test_a_refused_value_is_shown_without_its_credentials():
+    message = refusal(cluster__decode_actors="https://me:hunter2@host/?token=hunter2")
+    assert "cluster.decode_actors = 'https://host/?token=***'" in message
 
 
 def test_a_configuration_cannot_be_changed():

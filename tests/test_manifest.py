@@ -287,6 +287,31 @@ class TestManifestFiles:
             {"camera": "é1", "score": None, "tags": ["x"]},
         ]
 
+    def test_addresses_in_other_columns_lose_their_credentials(self, archive: Path) -> None:
+        signed = "https://cdn/a.jpg?w=1&X-Amz-Signature=hunter2"
+        row = {"uri": "b.mp4", "preview": signed, "from": ["ftp://me:hunter2@nas/a"], "token": "7"}
+        (archive / "m.jsonl").write_text(json.dumps(row))
+        (ref,) = manifest.refs(manifest.discover([f"{archive}/m.jsonl"], schemes=SCHEMES))
+        assert json.loads(ref.extra) == {
+            "preview": "https://cdn/a.jpg?w=1&X-Amz-Signature=***",
+            "from": ["ftp://nas/a"],
+            "token": "7",
+        }
+
+    @pytest.mark.parametrize(
+        "uri", ["s3://b/k.mp4?X-Amz-Credential=a&X-Amz-Signature=hunter2", "s3://me:hunter2@b/k"]
+    )
+    def test_a_signed_address_is_refused_and_not_repeated(self, archive: Path, uri: str) -> None:
+        (archive / "m.txt").write_text(f"b.mp4\n{uri}\n")
+        with pytest.raises(ConfigError, match="belong into") as caught:
+            uris(archive / "m.txt")
+        assert "hunter2" not in str(caught.value)
+
+    def test_a_listed_file_may_be_called_like_a_signed_address(self, archive: Path) -> None:
+        name = "b.mp4?X-Amz-Signature=1.mp4"
+        (archive / "b.mp4").rename(archive / name)
+        assert f"{archive}/{name}" in uris(archive)
+
     def test_csv_keeps_text_as_text(self, archive: Path) -> None:
         (archive / "m.csv").write_bytes('\ufeffuri,shot\n"b.mp4","007\nx"\n'.encode())
         (row,) = manifest.refs(manifest.discover([f"{archive}/m.csv"], schemes=SCHEMES))

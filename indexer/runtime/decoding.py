@@ -1,5 +1,6 @@
 """The decode stage: listed videos in, preprocessed units out."""
 
+import logging
 import os
 import socket
 import time
@@ -13,10 +14,13 @@ from indexer.errors import VideoError
 from indexer.metrics import FetchEffort
 from indexer.records import DecodedClips, VideoFailure
 from indexer.runtime import blocks
+from indexer.uris import redact
 from indexer.video.fetch import Opened, open_video, prefetched
 from indexer.video.plan import DecodePlan
 from indexer.video.sandbox import Sandbox
 from indexer.video.survey import Survey
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def decode_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> Iterator[pa.Table]:
@@ -34,6 +38,8 @@ def decode_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> Iterat
                 elapsed_seconds = time.perf_counter() - started
                 before, fetched = fetched, opened.traffic.effort()
                 fetch = fetched - before
+                if isinstance(item, VideoFailure):
+                    _log_failure(todo, item)
                 yield blocks.decoded_row(
                     todo.ref,
                     todo.attempt,
@@ -45,6 +51,21 @@ def decode_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> Iterat
                     worker=worker,
                 )
                 opening_seconds, started = 0.0, time.perf_counter()
+
+
+def _log_failure(todo: blocks.Todo, failure: VideoFailure) -> None:
+    """One line in the worker's log, with fields of their own where the log is structured."""
+    fields = {
+        "video_id": todo.ref.video_id,
+        "uri": redact(todo.ref.uri),
+        "error_code": failure.code,
+        "unit_index": failure.unit_index,
+        "attempt": todo.attempt,
+    }
+    message = "video_id=%s error_code=%s attempt=%d: %s"
+    _LOGGER.warning(
+        message, todo.ref.video_id, failure.code, todo.attempt, failure.message, extra=fields
+    )
 
 
 def survey_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> list[Survey | None]:

@@ -3,23 +3,46 @@
 Their imports are late: a process loads only what its own stage needs; torch alone takes seconds.
 """
 
+import logging
 import pickle
+import traceback
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
 import pyarrow as pa
 
-from indexer.errors import ModelError
+from indexer.errors import ClusterError, IndexerError, ModelError
 from indexer.model.weights import Checkpoint
+from indexer.redaction import redact_text
 from indexer.runtime.writing import WriteReceipt
 from indexer.table.paths import IndexPaths
 from indexer.table.rows import RowContext
 from indexer.video.plan import DecodePlan
 
 RECEIPT_COLUMN = "receipt"
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@contextmanager
+def public_errors() -> Iterator[None]:
+    """Lets only errors of the package leave a worker, and those without their causes.
+
+    Ray writes the traceback of whatever leaves a worker into logs of its own, and a foreign error
+    may quote a signed address or a header.
+    """
+    try:
+        yield
+    except IndexerError as error:
+        raise error from None
+    except Exception as error:  # noqa: BLE001 - whatever it is, Ray would print it
+        _LOGGER.error("%s", redact_text(traceback.format_exc()))  # noqa: TRY400 - unredacted
+        message = f"the pipeline failed: {type(error).__name__}: {error}"
+        raise ClusterError(message) from None
 
 
 class DecodeVideos:
@@ -34,7 +57,8 @@ class DecodeVideos:
 
     def __call__(self, todo: pa.Table) -> Iterator[pa.Table]:
         """Decodes some videos."""
-        yield from self._decode_videos(todo, self._plan, self._sandbox)
+        with public_errors():
+            yield from self._decode_videos(todo, self._plan, self._sandbox)
 
 
 def survey_todo(todo: pa.Table, plan: DecodePlan) -> int:
@@ -42,7 +66,7 @@ def survey_todo(todo: pa.Table, plan: DecodePlan) -> int:
     from indexer.runtime.decoding import survey_videos
     from indexer.video.sandbox import Sandbox
 
-    with Sandbox(plan) as sandbox:
+    with public_errors(), Sandbox(plan) as sandbox:
         (survey,) = survey_videos(todo, plan, sandbox)
     return 0 if survey is None else survey.units
 
@@ -86,7 +110,8 @@ class ScoreUnits:
         """Scores the clips of a block."""
         if self._fault is not None:
             raise self._fault
-        return self._score_units(decoded, self._classifier, self._fusion)
+        with public_errors():
+            return self._score_units(decoded, self._classifier, self._fusion)
 
 
 class WriteUnits:
@@ -102,7 +127,8 @@ class WriteUnits:
         """Writes the rows of a block."""
         context = replace(self._context, indexed_at=datetime.now(UTC))
         task = uuid.uuid4().hex[:12]
-        receipt = self._write_units(scored, paths=self._paths, context=context, task=task)
+        with public_errors():
+            receipt = self._write_units(scored, paths=self._paths, context=context, task=task)
         return pa.table({RECEIPT_COLUMN: pa.array([pickle.dumps(receipt)], pa.binary())})
 
 

@@ -70,7 +70,7 @@ class Proxy:
         os.kill(self.victim, signal.SIGKILL)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     """Forwards one client's requests; a subclass says for which self.proxy."""
 
     proxy: Proxy
@@ -165,10 +165,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def running(upstream_endpoint: str) -> Iterator[Proxy]:
+def running(upstream_endpoint: str, handler: type[Handler] = Handler) -> Iterator[Proxy]:
     """Runs a proxy in threads of this process."""
     proxy = Proxy(urlsplit(upstream_endpoint).netloc)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("_Bound", (_Handler,), {"proxy": proxy}))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("_Bound", (handler,), {"proxy": proxy}))
     server.daemon_threads = True
     proxy.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

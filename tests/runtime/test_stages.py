@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from indexer.config import Decode, Sampling
-from indexer.manifest import discover
+from indexer.manifest import discover, video_id
 from indexer.metrics import Counts, FetchEffort, ModelEffort
 from indexer.model.classify import Classifier
 from indexer.model.fusion import fuse_views
@@ -92,6 +92,17 @@ def test_each_unit_becomes_one_row_with_its_clips_or_its_failure(tmp_path, plan,
         (clips,) = blocks.frames_of(table, (4, 32, 32, 3))
         assert len(clips) == len(row["spans"])
         assert row["worker"].endswith(f":{os.getpid()}")
+
+
+def test_a_failure_is_logged_with_the_id_of_its_video(tmp_path, plan, sandbox, caplog):
+    (tmp_path / "b.mp4").write_bytes(b"")
+    list(decode_videos(todo_of(tmp_path, attempt=2), plan, sandbox))
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"video_id={video_id(str(tmp_path / 'b.mp4'))} error_code=empty attempt=2: "
+    )
+    assert (record.error_code, record.unit_index) == ("empty", 0)
+    assert record.uri == str(tmp_path / "b.mp4")
 
 
 def test_finished_units_are_left_out_and_the_attempt_is_kept(tmp_path, plan, sandbox):
