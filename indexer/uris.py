@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Collection
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
 from indexer.errors import ConfigError
 
 KEYS_CHECK: Final = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
 _ALIASES: Final = {"local": "file", "s3a": "s3"}
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_QUERY: Final = re.compile(r"[?#].*", re.DOTALL)
 _CHAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::")
 
 
@@ -94,8 +94,9 @@ def redact(uri: str) -> str:
     if _ALIASES.get(scheme, scheme) == "s3":
         bucket, slash, key = uri[match.end() :].partition("/")
         return f"{match[0]}{bucket.rpartition('@')[2]}{slash}{key}"
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    address = _QUERY.sub("", uri[match.end() :])  # by hand: no name makes this raise
+    host, slash, path = address.partition("/")
+    return f"{match[0].lower()}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def s3_endpoint() -> str:
