@@ -160,6 +160,8 @@ def _picture(item: DecodedClips | VideoFailure, wanted: Sequence[float]) -> Pict
 
 
 def _is_allowed(uri: str, schemes: Sequence[str]) -> bool:
+    if "\0" in uri:
+        return False  # no file is called that, and asking for it raises what nobody expects
     try:
         storage.check_scheme(uri, schemes)
         storage.filesystem(uri)
