@@ -1,7 +1,6 @@
 """The option `--plot` of the commands that can draw what they print."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -19,13 +18,13 @@ _MIN_SCORE: Final = 0.5
 """From which a label is believed, as in the view `segments`."""
 
 
-def draw_status(index: "LabelIndex", facts: Mapping[str, Any], name: str) -> None:
+def draw_status(index: "LabelIndex", name: str) -> None:
     """Draws the outcomes of an index's videos, and its main labels."""
     from indexer.plots import check_plot, plot_status, write_plot
 
     check_plot(name)
     counts = index.counts(min_score=_MIN_SCORE)
-    write_plot(plot_status(facts["videos"], facts["errors"], counts, _MIN_SCORE), name)
+    write_plot(plot_status(index.videos(), counts, _MIN_SCORE), name)
 
 
 def draw_video(clips: "pa.Table", name: str) -> None:

@@ -37,7 +37,7 @@ def status(
     opened = _open(index, model)
     facts = opened.status()
     if plot is not None:
-        draw_status(opened, facts, plot)
+        draw_status(opened, plot)
     if fmt is Format.json:
         typer.echo(json_text(facts), nl=False)
     else:

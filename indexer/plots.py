@@ -6,12 +6,14 @@ and Ito, which are told apart without red or green.
 
 import io
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Final
 
 import matplotlib as mpl
 import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -22,8 +24,8 @@ from indexer.render import cell_text, clock_text
 
 KINDS: Final = (".png", ".svg", ".pdf")
 
-_COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-_MARKERS: Final = "osD^vP"
+_COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+_MARKERS: Final = "osD^vPX"
 _GOOD, _BAD, _OPEN = "#0072B2", "#D55E00", "#999999"
 _STYLE: Final = {
     "axes.axisbelow": True,
@@ -55,21 +57,18 @@ def check_plot(name: str) -> None:
         raise ConfigError(message)
 
 
-def plot_status(
-    videos: Mapping[str, int], errors: Mapping[str, int], counts: pa.Table, min_score: float
-) -> Figure:
+def plot_status(videos: pa.Table, counts: pa.Table, min_score: float) -> Figure:
     """What became of the videos, and which labels fill the most time.
 
     Args:
-        videos: number of videos by outcome, from `LabelIndex.status`.
-        errors: number of failed units by error code, from the same.
+        videos: the answer of `LabelIndex.videos`.
         counts: the answer of `LabelIndex.counts`.
         min_score: that it was asked for.
     """
     best = counts.sort_by([("seconds", "descending"), ("label", "ascending")]).slice(
         0, _MOST_LABELS
     )
-    outcomes = _outcomes(videos, errors)
+    outcomes = _outcomes(videos)
     heights = [max(len(outcomes), 2), max(best.num_rows, 2)]
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8, 1.8 + 0.3 * sum(heights)))
@@ -77,7 +76,7 @@ def plot_status(
         _bars(above, [name for name, _, _ in outcomes], [count for _, count, _ in outcomes])
         for bar, (_, _, colour) in zip(above.patches, outcomes, strict=True):
             bar.set_facecolor(colour)
-        above.set_xlabel("videos; of failures, parts of videos")
+        above.set_xlabel("videos")
         above.xaxis.set_major_locator(MaxNLocator(integer=True))
         seconds = best["seconds"].to_pylist()
         unit, name = _unit_of(max(seconds, default=0.0))
@@ -94,19 +93,22 @@ def plot_video(clips: pa.Table) -> Figure:
     """
     rows = clips.to_pylist()
     end_seconds = max((row["end_seconds"] for row in rows), default=1.0)
-    labels = _main_labels(rows)
+    ranked = _ranked_labels(rows)
+    labels = ranked[: len(_COLOURS)]
+    some = f"the main {len(labels)} of {len(ranked)} labels" if len(ranked) > len(labels) else None
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10, 4))
         axes = figure.subplots()
         lines = [_draw_label(axes, rows, label, place) for place, label in enumerate(labels)]
-        axes.set_ylim(0, 1.02)
+        axes.set_ylim(0, 1.04)
         axes.set_xlim(0, end_seconds)
         axes.set_ylabel("score (probability)")
         axes.set_xlabel("time in the video (minutes:seconds)")
         if end_seconds >= _HOUR:
             axes.set_xlabel("time in the video (hours:minutes:seconds)")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock_text(value)[:-3]))
-        figure.legend(lines, [_name(label) for label in labels], loc="outside right upper")
+        names = [_name(label) for label in labels]
+        figure.legend(lines, names, loc="outside right upper", title=some, frameon=False)
     return figure
 
 
@@ -123,13 +125,16 @@ def write_plot(figure: Figure, name: str) -> None:
     storage.write_bytes(name, file.getvalue())
 
 
-def _outcomes(videos: Mapping[str, int], errors: Mapping[str, int]) -> list[tuple[str, int, str]]:
+def _outcomes(videos: pa.Table) -> list[tuple[str, int, str]]:
     """(name, number, colour): what is indexed, what failed and why, what is still to come."""
-    found = [("indexed", videos["indexed"], _GOOD)]
-    failed = sorted(errors.items(), key=lambda item: (-item[1], item[0]))
-    found += [(f"failed: {code}", count, _BAD) for code, count in failed]
-    if videos["incomplete"]:
-        found.append(("incomplete", videos["incomplete"], _OPEN))
+    states = Counter(videos["status"].to_pylist())
+    failed = videos.filter(pc.field("status") == "failed")
+    codes = Counter(failed["error_code"].to_pylist())
+    found = [("indexed", states["indexed"], _GOOD)]
+    for code, count in sorted(codes.items(), key=lambda item: (-item[1], item[0])):
+        found.append((f"failed: {code}", count, _BAD))
+    if states["incomplete"]:
+        found.append(("incomplete", states["incomplete"], _OPEN))
     return found
 
 
@@ -145,14 +150,14 @@ def _bars(axes: Axes, names: Sequence[str], values: Sequence[float]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _main_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The labels with the most score and time, as many as there are colours."""
+def _ranked_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The labels of a video, those with the most score and time first."""
     weights: dict[str, float] = {}
     for row in rows:
         for label, score in zip(row["top_labels"], row["top_scores"], strict=True):
             seconds = row["end_seconds"] - row["start_seconds"]
             weights[label] = weights.get(label, 0.0) + score * seconds
-    return sorted(weights, key=lambda label: (-weights[label], label))[: len(_COLOURS)]
+    return sorted(weights, key=lambda label: (-weights[label], label))
 
 
 def _draw_label(axes: Axes, rows: Sequence[Mapping[str, Any]], label: str, place: int) -> Any:  # noqa: ANN401 - an artist

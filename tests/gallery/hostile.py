@@ -39,7 +39,7 @@ NAMES = (
     "<link rel=dns-prefetch href=//evil.invalid>",
     "<base href=https://evil.invalid/>",
     "<meta http-equiv=refresh content='0;url=https://evil.invalid/'>",
-    "<meta http-equiv=Content-Security-Policy content=\"default-src *\">",
+    '<meta http-equiv=Content-Security-Policy content="default-src *">',
     "<form action=https://evil.invalid/><button>go</button></form>",
     f"<input autofocus onfocus={DEED}>",
     f"<details open ontoggle={DEED}>",
