@@ -8,6 +8,7 @@ import io
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -163,14 +164,23 @@ def _ranked_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _draw_label(axes: Axes, rows: Sequence[Mapping[str, Any]], label: str, place: int) -> Any:  # noqa: ANN401 - an artist
     """A bar at the height of the score for each window, joined by a thin line."""
     scores = [dict(zip(row["top_labels"], row["top_scores"], strict=True)) for row in rows]
-    starts = [row["start_seconds"] for row in rows]
-    ends = [row["end_seconds"] for row in rows]
-    middles = [(start + end) / 2 for start, end in zip(starts, ends, strict=True)]
-    heights = [score.get(label, float("nan")) for score in scores]
-    colour = _COLOURS[place]
-    axes.hlines(heights, starts, ends, colors=colour, linewidth=3)
+    heights = [score.get(label, nan) for score in scores]
+    middles = [(row["start_seconds"] + row["end_seconds"]) / 2 for row in rows]
+    held = [(row, score[label]) for row, score in zip(rows, scores, strict=True) if label in score]
+    axes.hlines(
+        [height for _, height in held],
+        [row["start_seconds"] for row, _ in held],
+        [row["end_seconds"] for row, _ in held],
+        colors=_COLOURS[place],
+        linewidth=3,
+    )
     (line,) = axes.plot(
-        middles, heights, color=colour, linewidth=0.8, marker=_MARKERS[place], markersize=5
+        middles,
+        heights,
+        color=_COLOURS[place],
+        linewidth=0.8,
+        marker=_MARKERS[place],
+        markersize=5,
     )
     return line
 

@@ -41,7 +41,7 @@ def test_tiles_are_those_of_search(index):
     for tile, hit in zip(answer.tiles, hits, strict=True):
         assert (tile.label, tile.uri, tile.score) == (hit["label"], hit["uri"], hit["score"])
         assert tile.start_seconds <= tile.frame_seconds < tile.end_seconds
-    assert all(os.stat(uri).st_size == ref.size_bytes for uri, ref in answer.videos.items())
+    assert all(Path(uri).stat().st_size == ref.size_bytes for uri, ref in answer.videos.items())
 
 
 def test_tiles_without_a_label_are_the_best_of_every_label(index):

@@ -1,13 +1,12 @@
-import os
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
 from indexer.config import Decode, Sampling
-from indexer.gallery import thumbnails
 from indexer.gallery.thumbnails import RECIPE, Thumbnail, take_pictures
 from indexer.manifest import discover, refs
 from indexer.records import Preprocessing
@@ -34,9 +33,9 @@ VIDEOS = {
 
 
 def listed(folder):
-    return {
-        os.path.basename(ref.uri): ref for ref in refs(discover([folder], schemes=("file", "s3")))
-    }
+    """By name: the videos of a folder."""
+    found = refs(discover([folder], schemes=("file", "s3")))
+    return {Path(ref.uri).name: ref for ref in found}
 
 
 def moments_of_a_run(path):
@@ -65,10 +64,10 @@ def expected(frame_HWC):
     return preprocess_crops(np.ascontiguousarray(frame_HWC), RECIPE)[0]
 
 
-def taken(moments, schemes=("file", "s3")):
-    return {
-        os.path.basename(ref.uri): got for ref, got in take_pictures(moments, Decode(), schemes)
-    }
+def taken(moments):
+    """By name: the pictures of videos."""
+    found = take_pictures(moments, Decode(), ("file", "s3"))
+    return {Path(ref.uri).name: pictures for ref, pictures in found}
 
 
 @pytest.fixture(scope="module")
@@ -80,33 +79,41 @@ def folder(tmp_path_factory, real_videos):
     return folder
 
 
-def test_pictures_are_the_frames_that_the_model_saw_pixel_by_pixel(folder, monkeypatch):
-    opened = []
-    real = thumbnails.prefetched
-    monkeypatch.setattr(
-        thumbnails, "prefetched", lambda given, decode: real(opened.append(given) or given, decode)
-    )
-    by_name = listed(str(folder))
-    moments = {ref: moments_of_a_run(folder / name) for name, ref in by_name.items()}
-    found = taken(moments)
-    assert set(found) == {*VIDEOS, "real.mp4"}
-    for name, pictures in found.items():
-        frames = frames_of(folder / name)
-        assert sorted(pictures) == sorted(set(moments[by_name[name]]))
-        for seconds, picture_HWC in pictures.items():
-            np.testing.assert_array_equal(picture_HWC, expected(frames[seconds]))
-            others = [frame for time, frame in frames.items() if time != seconds]
-            assert not any(np.array_equal(picture_HWC, expected(other)) for other in others[:9])
-    assert len(found["b-frames.mp4"]) > 3
-    assert [len(given) for given in opened] == [len(moments)]  # however many clips a video has
+@pytest.fixture(scope="module")
+def moments(folder):
+    """By name: the frames that a run's clips are made of."""
+    return {path.name: moments_of_a_run(path) for path in folder.iterdir()}
 
 
-def test_a_picture_has_the_shape_in_which_the_video_is_shown(folder):
-    ref = listed(str(folder))["upright.mp4"]
-    assert taken({ref: [0.0]})["upright.mp4"][0.0].shape == (288, 216, 3)
+@pytest.fixture(scope="module")
+def found(folder, moments):
+    """By name: their pictures, with those of some moments at which no frame begins."""
+    return taken({ref: [*moments[name], 0.05, 99.0] for name, ref in listed(str(folder)).items()})
 
 
-def test_what_cannot_be_had_is_said_and_stops_nothing(folder, tmp_path):
+@pytest.mark.parametrize("name", [*VIDEOS, "real.mp4"])
+def test_pictures_are_the_frames_that_the_model_saw_pixel_by_pixel(name, folder, moments, found):
+    frames = frames_of(folder / name)
+    wanted = set(moments[name])
+    assert found[name].keys() == wanted | {0.05, 99.0}
+    for seconds in wanted:
+        np.testing.assert_array_equal(found[name][seconds], expected(frames[seconds]))
+        others = [frame for time, frame in frames.items() if time != seconds]
+        assert not any(np.array_equal(found[name][seconds], expected(f)) for f in others[:5])
+    assert len(moments["b-frames.mp4"]) > 3
+
+
+def test_a_moment_at_which_no_frame_begins_has_no_picture(found):
+    assert {pictures[99.0] for pictures in found.values()} == {"no_such_frame"}
+    assert found["b-frames.mp4"][0.05] == "no_such_frame"
+
+
+def test_a_picture_has_the_shape_in_which_the_video_is_shown(found, moments):
+    shapes = {found["upright.mp4"][seconds].shape for seconds in moments["upright.mp4"]}
+    assert shapes == {(288, 216, 3)}
+
+
+def test_what_cannot_be_had_is_said_and_stops_nothing(tmp_path):
     for name in ("a.mp4", "changed.mp4", "z.mp4"):
         (tmp_path / name).write_bytes(VIDEOS["b-frames.mp4"])
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
@@ -122,13 +129,6 @@ def test_what_cannot_be_had_is_said_and_stops_nothing(folder, tmp_path):
     assert found["x.mp4"] == found["nul\0.mp4"] == {0.0: "not_allowed", 0.1: "not_allowed"}
     for name in ("a.mp4", "z.mp4"):
         assert all(isinstance(picture, np.ndarray) for picture in found[name].values())
-
-
-def test_a_moment_at_which_no_frame_begins_has_no_picture(folder):
-    ref = listed(str(folder))["b-frames.mp4"]
-    found = taken({ref: [0.0, 0.05, 99.0]})["b-frames.mp4"]
-    assert isinstance(found[0.0], np.ndarray)
-    assert (found[0.05], found[99.0]) == ("no_such_frame", "no_such_frame")
 
 
 def test_compressing_changes_little(folder):
