@@ -113,8 +113,9 @@ def _progress(clips: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("pictures", total=clips, visible=bar.console.is_terminal)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("pictures", total=clips)
         yield lambda settled: bar.advance(task, settled)
 
 

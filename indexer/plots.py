@@ -28,7 +28,7 @@ KINDS: Final = (".png", ".svg", ".pdf")
 _COLOURS: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _MARKERS: Final = "osD^vPX"
 _GOOD, _BAD, _OPEN = "#0072B2", "#D55E00", "#999999"
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#888888",
     "axes.grid": True,

@@ -156,7 +156,8 @@ def _picture(item: DecodedClips | VideoFailure, wanted: Sequence[float]) -> Pict
     came_seconds = item.spans[0].frame_pts_seconds[0]
     if item.units != len(wanted) or came_seconds != wanted[item.unit_index]:
         return NO_SUCH_FRAME
-    return item.frames_NTHWC[0, 0]
+    picture_HWC: Picture = item.frames_NTHWC[0, 0]
+    return picture_HWC
 
 
 def _is_allowed(uri: str, schemes: Sequence[str]) -> bool:
