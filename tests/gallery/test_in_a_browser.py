@@ -239,7 +239,8 @@ def test_a_link_opens_the_video_at_its_time(browser, tmp_path, capsys):
     catalog.create_index(paths)
     catalog.register_model(paths, TAG, FINGERPRINT, NAMES)
     made = unit("x", (1,), logits_NK=np.zeros((1, len(NAMES)), np.float32))
-    Run(paths).add(replace(made, ref=ref_of(str(film))), labels=NAMES)
+    ref = replace(ref_of(str(film)), video_id=made.ref.video_id)
+    Run(paths).add(replace(made, ref=ref), labels=NAMES)
     run_gallery(capsys, paths.root_uri, "-o", tmp_path / "out.html")
     page = browser.new_page()
     try:
