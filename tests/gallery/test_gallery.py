@@ -1,5 +1,6 @@
 """The command, from an index that the stages of a run made."""
 
+import html
 import io
 import os
 import re
@@ -68,7 +69,7 @@ def test_the_page_and_the_sheet(index, tmp_path, capsys):
         "--link-prefix", f"{index.uri}=x", "--link-prefix", "/=https://cdn.example/",
     )  # fmt: skip
     assert (code, out.split(), err) == (0, [str(page), str(sheet)], "")
-    text = page.read_text()
+    text = html.unescape(page.read_text())
     assert text.count("<img ") == 3
     assert "default-src 'none'" in text
     assert (
