@@ -11,6 +11,7 @@ import typer
 
 from indexer.cli_maintain import maintenance
 from indexer.cli_query import queries
+from indexer.cli_show import shows
 from indexer.cli_terminal import OutFormat, print_rows
 from indexer.errors import ConfigError, IndexerError
 from indexer.redaction import redact_text
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 
 app.add_typer(queries)
+app.add_typer(shows)
 app.add_typer(maintenance)
 
 Inputs = Annotated[

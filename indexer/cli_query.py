@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from indexer.cli_plot import Plot, draw_status, draw_video
 from indexer.cli_terminal import Index, OutFormat, print_rows
 from indexer.render import Format, json_text, size_text
 
@@ -29,9 +30,14 @@ _VIDEO_COLUMNS = ["clip_index", "start_seconds", "end_seconds", "top_labels", "t
 
 
 @queries.command()
-def status(index: Index, model: Tag = None, fmt: OutFormat = Format.table) -> int:
+def status(
+    index: Index, model: Tag = None, plot: Plot = None, fmt: OutFormat = Format.table
+) -> int:
     """Print counts by outcome, sizes, models, and the last run of an index."""
-    facts = _open(index, model).status()
+    opened = _open(index, model)
+    facts = opened.status()
+    if plot is not None:
+        draw_status(opened, plot)
     if fmt is Format.json:
         typer.echo(json_text(facts), nl=False)
     else:
@@ -139,10 +145,14 @@ def video(
     index: Index,
     uri: Annotated[str, typer.Argument(help="The video's URI, or its end.", show_default=False)],
     model: Tag = None,
+    plot: Plot = None,
     fmt: OutFormat = Format.table,
 ) -> int:
     """List all clips of one video, with their labels."""
-    _print_table(_open(index, model).video(uri), fmt, "the video has no clips", _VIDEO_COLUMNS)
+    clips = _open(index, model).video(uri)
+    if plot is not None:
+        draw_video(clips, plot)
+    _print_table(clips, fmt, "the video has no clips", _VIDEO_COLUMNS)
     return 0
 
 

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Collection
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
 
 from indexer.errors import ConfigError
 from indexer.redaction import is_signed, names_user, redact_credentials
@@ -16,6 +15,7 @@ from indexer.redaction import is_signed, names_user, redact_credentials
 KEYS_CHECK: Final = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
 _ALIASES: Final = {"local": "file", "s3a": "s3"}
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_QUERY: Final = re.compile(r"[?#].*", re.DOTALL)
 _CHAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::")
 
 
@@ -114,8 +114,9 @@ def redact(uri: str) -> str:
         return uri
     if _ALIASES.get(scheme, scheme) == "s3":
         return redact_credentials(uri)
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    address = _QUERY.sub("", uri[match.end() :])  # by hand: no name makes this raise
+    host, slash, path = address.partition("/")
+    return f"{match[0].lower()}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def s3_endpoint() -> str:

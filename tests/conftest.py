@@ -18,8 +18,8 @@ AWS_OVERRIDES = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "s3" in getattr(item, "fixturenames", ()):
-            item.add_marker("s3")
+        for marker in {"s3", "browser"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(marker)
 
 
 @pytest.fixture(autouse=True)

@@ -98,6 +98,7 @@ class DecodePlan:
         frame_rate_divisor: source frames from one frame of a clip to the next.
         preprocessing: from a decoded frame to the model's pixels.
         decode: what is accepted, and its budgets.
+        moments_seconds: if any, what is wanted instead of what the sampling says; see `clips_at`.
     """
 
     sampling: Sampling
@@ -105,6 +106,7 @@ class DecodePlan:
     frame_rate_divisor: int
     preprocessing: Preprocessing
     decode: Decode
+    moments_seconds: tuple[float, ...] = ()
 
     @property
     def views(self) -> int:
@@ -113,6 +115,8 @@ class DecodePlan:
 
     def clips_of(self, timeline: Timeline, video_id: str) -> list[PlannedClip]:
         """The clips of a video: see `plan_clips`."""
+        if self.moments_seconds:
+            return clips_at(timeline, self.moments_seconds)
         return plan_clips(
             timeline,
             self.sampling,
@@ -166,6 +170,21 @@ def plan_clips(
             seed = (sampling.seed + zlib.crc32(video_id.encode())) % 2**32
             ranks = _random_ranks(len(timeline), num_frames, frame_rate_divisor, seed)
             return [_spanning(timeline, 0, ranks)]
+
+
+def clips_at(timeline: Timeline, moments_seconds: Sequence[float]) -> list[PlannedClip]:
+    """A clip of one frame for each moment: the frame that begins nearest to it.
+
+    Args:
+        timeline: the video's clock.
+        moments_seconds: in order, such as some `ClipSpan.frame_pts_seconds` of the same video.
+    """
+    nearest = _NearestFrame(timeline)
+    ranks = [nearest(Fraction(seconds)) for seconds in moments_seconds]
+    return [
+        PlannedClip(index, timeline.start_of(rank), timeline.end_of(rank), (rank,))
+        for index, rank in enumerate(ranks)
+    ]
 
 
 def units_of(clips: Sequence[PlannedClip], segment_clips: int) -> list[tuple[PlannedClip, ...]]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from indexer.config import Sampling
 from indexer.errors import VideoOverBudget
 from indexer.video import plan
-from indexer.video.plan import PlannedClip, Timeline, plan_clips, units_of
+from indexer.video.plan import PlannedClip, Timeline, clips_at, plan_clips, units_of
 
 # Made from the published formulas with numpy's floats, apart from our code:
 #   SSv2: s = (n - 1) / T; (round(s * i) + round(s * (i + 1))) // 2 for i in range(T)
@@ -328,3 +328,20 @@ def test_units_are_full_but_for_the_last(clips, size):
     assert [clip for unit in units for clip in unit] == made
     assert all(len(unit) == size for unit in units[:-1])
     assert 1 <= len(units[-1]) <= size
+
+
+@given(timelines(), st.data())
+def test_the_moments_of_a_run_find_its_frames_again(timeline, data):
+    ranks = sorted(data.draw(st.sets(st.integers(0, len(timeline) - 1), min_size=1)))
+    moments = [float(timeline.start_of(rank)) for rank in ranks]
+    clips = clips_at(timeline, moments)
+    assert [clip.frame_ranks for clip in clips] == [(rank,) for rank in ranks]
+    assert [clip.clip_index for clip in clips] == list(range(len(ranks)))
+    assert all(clip.start == timeline.start_of(clip.frame_ranks[0]) for clip in clips)
+    assert all(clip.start < clip.end for clip in clips)
+
+
+def test_a_moment_between_frames_takes_the_nearest_of_two_the_earlier():
+    timeline = clock([0, 10, 20], "1/10", last=10)
+    clips = clips_at(timeline, [-1.0, 0.4, 0.5, 0.6, 99.0])
+    assert [clip.frame_ranks[0] for clip in clips] == [0, 0, 0, 1, 2]

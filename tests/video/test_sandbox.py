@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -232,6 +233,16 @@ class TestHonestVideos:
     def test_a_video_that_cannot_be_opened_fails_even_where_its_first_unit_is_done(self, sandbox):
         items = items_of(sandbox, Bytes(b"no video"), skip_units=frozenset({0}))
         assert codes(items) == ["not_a_video"]
+
+    def test_moments_come_in_place_of_what_the_sampling_says(self, data, video):
+        plan = plan_of(num_frames=1, segment_clips=1)
+        with Sandbox(plan) as sandbox:
+            items = items_of(sandbox, video, moments_seconds=[0.5, 1.0, 3.5])
+            sampled = items_of(sandbox, Bytes(data))
+        here = replace(plan, moments_seconds=(0.5, 1.0, 3.5))
+        assert_same(items, in_process(data, here))
+        assert [item.spans[0].frame_pts_seconds for item in items] == [(0.5,), (1.0,), (3.5,)]
+        assert_same(sampled, in_process(data, plan))
 
     def test_cpu_seconds_are_those_of_the_child(self, sandbox, video):
         started = time.process_time()

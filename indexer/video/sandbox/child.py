@@ -171,7 +171,7 @@ class _Worker:
     def _decode(self, file: Readable, request: Request) -> None:
         items = self._decode_clips(
             file,
-            self._plan,
+            replace(self._plan, moments_seconds=request.moments_seconds),
             video_id=request.video_id,
             skip_units=frozenset(request.skip_units),
             allocate=self._allocate,

@@ -109,7 +109,12 @@ class Sandbox:
             self._frames = None
 
     def decode(
-        self, video: Video, *, video_id: str, skip_units: frozenset[int] = frozenset()
+        self,
+        video: Video,
+        *,
+        video_id: str,
+        skip_units: frozenset[int] = frozenset(),
+        moments_seconds: Sequence[float] = (),
     ) -> Iterator[tuple[DecodedClips | VideoFailure, float]]:
         """Decodes the clips of one video, unit by unit, as `decode_clips` does.
 
@@ -117,6 +122,7 @@ class Sandbox:
             video: its bytes.
             video_id: seeds the `random` sampling mode.
             skip_units: units that are already done; nothing is yielded for them.
+            moments_seconds: of `DecodePlan`, for this video.
 
         Yields:
             One item for each unit, in order, with the CPU seconds that the child took for it. Where
@@ -133,6 +139,7 @@ class Sandbox:
             size_bytes=video.size_bytes,
             present=video.present,
             skip_units=tuple(sorted(skip_units)),
+            moments_seconds=tuple(moments_seconds),
         )
         try:
             yield from self._converse(video, request, ledger)

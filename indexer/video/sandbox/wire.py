@@ -192,6 +192,7 @@ class Request(Message):
         size_bytes: of the whole object.
         present: ranges of bytes that the file holds.
         skip_units: units for which nothing is wanted.
+        moments_seconds: of `DecodePlan`.
     """
 
     task: Literal["decode", "survey"]
@@ -199,6 +200,7 @@ class Request(Message):
     size_bytes: NonNegativeInt
     present: tuple[Offsets, ...]
     skip_units: tuple[NonNegativeInt, ...] = ()
+    moments_seconds: tuple[float, ...] = ()
 
 
 class Fetched(Message):
