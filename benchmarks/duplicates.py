@@ -25,6 +25,7 @@ def index_videos(videos: Path, index: Path, *, hop_seconds: float, model: str) -
             "index": str(index),
             "model.id": model,
             "sampling.hop_seconds": hop_seconds,
+            "shard": sys.argv[4],
         }
     )
     plan = plan_job(config)
@@ -53,7 +54,7 @@ def index_videos(videos: Path, index: Path, *, hop_seconds: float, model: str) -
     return plan.todo.num_rows
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     t=time.process_time()
     index_videos(Path(sys.argv[1]), Path(sys.argv[2]), hop_seconds=float(sys.argv[3]), model="demo")
     print(time.process_time()-t)
