@@ -70,23 +70,27 @@ _RUNS_SQL: Final = """
             uri, other_uri, bin,
             avg(similarity ORDER BY start_seconds) FILTER (is_best) AS score,
             least(count(DISTINCT start_seconds), count(DISTINCT other_start_seconds)) AS hits,
-            min(start_seconds) AS start_seconds, max(end_seconds) AS end_seconds,
-            min(other_start_seconds) AS other_start_seconds,
-            max(other_end_seconds) AS other_end_seconds
+            min(start_seconds) FILTER (is_best) AS start_seconds,
+            max(end_seconds) FILTER (is_best) AS end_seconds,
+            min(other_start_seconds) FILTER (is_best) AS other_start_seconds,
+            max(other_end_seconds) FILTER (is_best) AS other_end_seconds
         FROM numbered GROUP BY uri, other_uri, bin, number
-        HAVING hits >= $3 AND (uri != other_uri OR max(end_seconds) <= min(other_start_seconds))
+    ),
+    stretches AS (
+        SELECT * FROM runs
+        WHERE hits >= $3 AND (uri != other_uri OR end_seconds <= other_start_seconds)
     )
     SELECT
         score, hits, uri, start_seconds, end_seconds,
         other_uri, other_start_seconds, other_end_seconds
-    FROM runs WHERE NOT EXISTS (
-        SELECT * FROM runs AS better
-        WHERE better.uri = runs.uri AND better.other_uri = runs.other_uri
-            AND (better.hits * better.score, -better.bin) > (runs.hits * runs.score, -runs.bin)
-            AND better.start_seconds < runs.end_seconds
-            AND runs.start_seconds < better.end_seconds
-            AND better.other_start_seconds < runs.other_end_seconds
-            AND runs.other_start_seconds < better.other_end_seconds
+    FROM stretches AS told WHERE NOT EXISTS (
+        SELECT * FROM stretches AS better
+        WHERE better.uri = told.uri AND better.other_uri = told.other_uri
+            AND (better.hits * better.score, -better.bin) > (told.hits * told.score, -told.bin)
+            AND better.start_seconds < told.end_seconds
+            AND told.start_seconds < better.end_seconds
+            AND better.other_start_seconds < told.other_end_seconds
+            AND told.other_start_seconds < better.other_end_seconds
     )
     ORDER BY score DESC, hits DESC, uri, start_seconds, other_uri, other_start_seconds
     LIMIT $4
@@ -134,11 +138,13 @@ def find_duplicates(
     _check(min_similarity, min_hits, max_neighbours)
     places = places.sort_by([("uri", "ascending"), ("clip_index", "ascending")])
     videos_N = pc.rank(places["uri"], tiebreaker="dense").to_numpy()
-    chosen = pc.is_in(places["video_id"], value_set=chosen_videos) if chosen_videos else None
+    chosen_N = np.ones(len(videos_N), np.bool_)
+    if chosen_videos is not None:
+        chosen_N = pc.is_in(places["video_id"], value_set=chosen_videos).to_numpy()
     pairs = similar_pairs(
         whitened(embeddings, places["clip_id"].combine_chunks()),
         videos_N,
-        np.ones(len(videos_N), np.bool_) if chosen is None else chosen.to_numpy(),
+        chosen_N,
         min_similarity=min_similarity,
         max_neighbours=max_neighbours,
         observe=observe,

@@ -66,7 +66,7 @@ def archives(draw):
     return units_ND, videos_N, np.array(chosen, np.bool_)[videos_N]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     archive=archives(),
     similarity=st.sampled_from([0.5, 0.7, 1.0]),
@@ -86,18 +86,16 @@ def test_all_are_compared_whatever_the_blocks(archive, similarity, neighbours, e
         assert (told[-1].share, told[-1].hubs) == (1.0, np.sum(neighbours_N > neighbours))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 999), block=st.sampled_from([3, 16, 61]))
 def test_blocks_give_the_very_same_numbers_as_one(seed, block):
     rng = np.random.default_rng(seed)
     units_ND = rng.normal(size=(60, 5)).astype(np.float32)
     units_ND /= np.linalg.norm(units_ND, axis=1, keepdims=True)
     videos_N = np.sort(rng.integers(0, 9, 60))
-    assert found(units_ND, videos_N, block=block) == (
-        found(units_ND, videos_N)[0],
-        found(units_ND, videos_N, block=block)[1],
-    )
-    assert found(units_ND, videos_N)[0]
+    in_one, _ = found(units_ND, videos_N)
+    assert in_one
+    assert found(units_ND, videos_N, block=block)[0] == in_one
 
 
 def test_the_threshold_is_exact_where_float32_is_not():
