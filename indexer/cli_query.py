@@ -139,7 +139,7 @@ def duplicates(
     index: Index,
     min_similarity: Annotated[
         float, typer.Option(max=1, help="Of two clips that count as a hit: 1 for equal ones.")
-    ] = 0.6,
+    ] = 0.8,
     min_hits: Annotated[
         int, typer.Option(min=1, help="Hits, the same time apart, that make a stretch.")
     ] = 4,

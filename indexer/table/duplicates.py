@@ -3,13 +3,14 @@
 A copied stretch shows in the index as a run: clips of one video that each look like a clip of the
 other, all of them the same time apart. Two clips may look alike by chance; runs hardly do.
 
-Axes in array names: N clips, P pairs of clips.
+Axes in array names: N clips, D their dimensions, P pairs of clips, R runs.
 """
 
 from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -17,9 +18,9 @@ import pyarrow.dataset as ds
 from indexer.errors import QueryError
 from indexer.table.pairs import Compared, Pairs, ignored, similar_pairs
 from indexer.table.read import ask
-from indexer.table.whitening import whitened
+from indexer.table.whitening import Vectors, whitened
 
-MIN_SIMILARITY: Final = 0.6
+MIN_SIMILARITY: Final = 0.8
 MIN_HITS: Final = 4
 MAX_NEIGHBOURS: Final = 100
 
@@ -35,6 +36,21 @@ DUPLICATES: Final = pa.schema(
         pa.field("other_end_seconds", pa.float64()),
     ]
 )
+
+_RUNS: Final = pa.schema(
+    [
+        *DUPLICATES,
+        pa.field("bin", pa.int64()),
+        *(
+            pa.field(name, pa.int64())
+            for name in ("first_clip", "last_clip", "first_other_clip", "last_other_clip")
+        ),
+    ]
+)
+
+_STILL_SIMILARITY: Final = 0.5
+"""Of the first and the last clip of a run in which little changes: anything that is as still, and
+looks a little like it, makes such a run. It takes twice as many hits to count."""
 
 _BRIDGED_HOPS: Final = 3.5
 """Longest step from one hit of a run to the next: two clips between them may look otherwise."""
@@ -73,13 +89,23 @@ _RUNS_SQL: Final = """
             min(start_seconds) FILTER (is_best) AS start_seconds,
             max(end_seconds) FILTER (is_best) AS end_seconds,
             min(other_start_seconds) FILTER (is_best) AS other_start_seconds,
-            max(other_end_seconds) FILTER (is_best) AS other_end_seconds
+            max(other_end_seconds) FILTER (is_best) AS other_end_seconds,
+            min(clip) FILTER (is_best) AS first_clip, max(clip) FILTER (is_best) AS last_clip,
+            min(other_clip) FILTER (is_best) AS first_other_clip,
+            max(other_clip) FILTER (is_best) AS last_other_clip
         FROM numbered GROUP BY uri, other_uri, bin, number
-    ),
-    stretches AS (
-        SELECT * FROM runs
-        WHERE hits >= $3 AND (uri != other_uri OR end_seconds <= other_start_seconds)
     )
+    SELECT
+        score, hits, uri, start_seconds, end_seconds,
+        other_uri, other_start_seconds, other_end_seconds,
+        bin, first_clip, last_clip, first_other_clip, last_other_clip
+    FROM runs
+    WHERE hits >= $3 AND (uri != other_uri OR end_seconds <= other_start_seconds)
+"""
+"""A bin holds the hits of two offsets that are one hop apart: windows of a copy lie between those
+of the original, and are like the one before or the one after."""
+
+_BEST_SQL: Final = """
     SELECT
         score, hits, uri, start_seconds, end_seconds,
         other_uri, other_start_seconds, other_end_seconds
@@ -93,10 +119,9 @@ _RUNS_SQL: Final = """
             AND told.other_start_seconds < better.other_end_seconds
     )
     ORDER BY score DESC, hits DESC, uri, start_seconds, other_uri, other_start_seconds
-    LIMIT $4
+    LIMIT $1
 """
-"""A bin holds the hits of two offsets that are one hop apart: windows of a copy lie between those
-of the original, and are like the one before or the one after."""
+"""Of runs that overlap in both videos the one with the most to it."""
 
 
 def find_duplicates(
@@ -141,31 +166,43 @@ def find_duplicates(
     chosen_N = np.ones(len(videos_N), np.bool_)
     if chosen_videos is not None:
         chosen_N = pc.is_in(places["video_id"], value_set=chosen_videos).to_numpy()
+    units_ND = whitened(embeddings, places["clip_id"].combine_chunks())
     pairs = similar_pairs(
-        whitened(embeddings, places["clip_id"].combine_chunks()),
+        units_ND,
         videos_N,
         chosen_N,
         min_similarity=min_similarity,
         max_neighbours=max_neighbours,
         observe=observe,
     )
-    starts_N = places["start_seconds"].to_numpy()
-    hops = np.diff(starts_N)[np.diff(videos_N) == 0]
-    if not len(hops):
+    hops_seconds = np.diff(places["start_seconds"].to_numpy())[np.diff(videos_N) == 0]
+    if not len(hops_seconds):
         return DUPLICATES.empty_table()
-    parameters = float(np.median(hops)), _BRIDGED_HOPS, min_hits, top
-    return ask(_RUNS_SQL, DUPLICATES, *parameters, hits=_hits(pairs, places))
+    parameters = float(np.median(hops_seconds)), _BRIDGED_HOPS, min_hits
+    runs = ask(_RUNS_SQL, _RUNS, *parameters, hits=_hits(pairs, places))
+    changing_R = _changing(runs, units_ND)
+    stretches = runs.filter(pa.array(changing_R | (runs["hits"].to_numpy() >= 2 * min_hits)))
+    return ask(_BEST_SQL, DUPLICATES, top, stretches=stretches)
 
 
 def _hits(pairs: Pairs, places: pa.Table) -> pa.Table:
     columns = places.select(["uri", "start_seconds", "end_seconds"])
-    first, second = (columns.take(pa.array(rows)) for rows in (pairs.first_P, pairs.second_P))
-    second = second.rename_columns([f"other_{name}" for name in columns.column_names])
-    hits = pa.table({"similarity": pairs.similarity_P})
-    for side in (first, second):
-        for name in side.column_names:
-            hits = hits.append_column(name, side[name])
-    return hits
+    hits = {"similarity": pairs.similarity_P}
+    for side, rows_P in (("", pairs.first_P), ("other_", pairs.second_P)):
+        found = columns.take(pa.array(rows_P))
+        hits |= {f"{side}{name}": found[name] for name in columns.column_names}
+        hits[f"{side}clip"] = rows_P
+    return pa.table(hits)
+
+
+def _changing(runs: pa.Table, units_ND: Vectors) -> npt.NDArray[np.bool_]:
+    """Which runs end, in both videos, with a clip that is unlike the one they begin with."""
+    likeness_2R = [
+        np.einsum("RD,RD->R", units_ND[runs[first].to_numpy()], units_ND[runs[last].to_numpy()])
+        for first, last in (("first_clip", "last_clip"), ("first_other_clip", "last_other_clip"))
+    ]
+    changing_R: npt.NDArray[np.bool_] = np.max(likeness_2R, axis=0) < _STILL_SIMILARITY
+    return changing_R
 
 
 def _check(min_similarity: float, min_hits: int, max_neighbours: int) -> None:

@@ -22,9 +22,6 @@ from indexer.table.read import rows_in_batches
 _BATCH_ROWS: Final = 16 * 1024
 """Embeddings in memory at once: 150 MB where D is 768, of which two thirds are float64."""
 
-_LEAST_SHRINKAGE: Final = 0.01
-"""However many clips there are: directions without any variance are noise."""
-
 Vectors = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float64]
 
@@ -64,25 +61,19 @@ def whitened(embeddings: ds.Dataset, clip_ids: pa.Array) -> Vectors:
 def _whitening(embeddings: ds.Dataset) -> tuple[Matrix, Matrix]:
     """The mean, and the matrix that makes the covariance of what differs from it the identity.
 
-    The covariance is shrunk towards a multiple of the identity by the share that Ledoit and Wolf
-    derive ("A well-conditioned estimator for large-dimensional covariance matrices", 2004): much
-    where clips are few for their dimensions, little where they are many.
+    The covariance is shrunk towards a multiple of the identity, by the square of the dimensions
+    for each clip: where clips are no more than dimensions nothing is whitened, where they are ten
+    times as many, 1 % of the mean variance is added to each.
     """
     mean_D = _mean(embeddings)
-    dimensions = len(mean_D)
-    count, fourth_power = 0, 0.0
-    scatter_DD = np.zeros((dimensions, dimensions))
+    count, scatter_DD = 0, np.zeros((len(mean_D), len(mean_D)))
     for _, vectors_ND in _vectors(embeddings):
         centred_ND = vectors_ND - mean_D
         count += len(centred_ND)
         scatter_DD += centred_ND.T @ centred_ND
-        fourth_power += float(np.sum(np.sum(centred_ND**2, axis=1) ** 2))
-    covariance_DD = scatter_DD / count
-    variance = float(np.trace(covariance_DD)) / dimensions
-    size = float(np.sum(covariance_DD**2))
-    spread = size - dimensions * variance**2
-    error = (fourth_power / count - size) / count
-    shrinkage = max(min(error / spread, 1.0), _LEAST_SHRINKAGE) if spread > 0 else 1.0
+    covariance_DD = scatter_DD / max(count, 1)
+    variance = float(np.trace(covariance_DD)) / len(mean_D)
+    shrinkage = min((len(mean_D) / max(count, 1)) ** 2, 1.0)
     variances_D, axes_DD = np.linalg.eigh(covariance_DD)
     scales_D = (1 - shrinkage) * np.maximum(variances_D, 0.0) + shrinkage * variance
     return mean_D, axes_DD / np.sqrt(np.where(scales_D > 0, scales_D, 1.0))

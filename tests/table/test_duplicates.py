@@ -117,7 +117,7 @@ def test_a_stretch_goes_on_over_two_clips_that_differ_and_ends_at_three():
 
 
 def test_hits_at_other_offsets_are_no_stretch():
-    archive, rng = unrelated()
+    archive, _ = unrelated()
     archive["v0"][[0, 5, 10, 15, 20]] = archive["v1"][[20, 10, 1, 28, 5]]
     archive["v2"][:12] = archive["v3"][:12][::-1]
     assert spans(archive) == []
@@ -164,6 +164,18 @@ def test_a_stretch_that_overlaps_its_repeat_is_a_wave_not_a_repeat():
     archive["v0"][:] = np.tile(wave, (10, 1))
     for one, other in spans(archive):
         assert one[2] + WINDOW / HOP <= other[1]
+
+
+def test_a_stretch_without_change_needs_twice_the_hits():
+    archive, rng = unrelated()
+    still = noise(rng, 1)
+    for length, found in ((7, 0), (8, 1)):
+        archive["v0"][3 : 3 + length] = still + 0.1 * noise(rng, length)
+        archive["v4"][9 : 9 + length] = still + 0.1 * noise(rng, length)
+        assert len(spans(archive)) == found
+    archive["v0"][3:11], archive["v4"][9:17] = noise(rng, 8), noise(rng, 8)
+    archive["v0"][3:7] = archive["v4"][9:13]
+    assert len(spans(archive)) == 1
 
 
 def test_what_looks_like_too_many_others_is_left_out_and_told():
