@@ -118,7 +118,8 @@ def _scaled(source: Path, size: tuple[int, int]) -> Iterator[Frame]:
     width, height = size
     with av.open(str(source)) as container:
         for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24", width=width, height=height)
+            pixels_HWC = frame.to_ndarray(format="rgb24", width=width, height=height)
+            yield pixels_HWC.astype(np.uint8, copy=False)
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[_Choice]) -> _Choice:

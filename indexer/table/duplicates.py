@@ -187,7 +187,7 @@ def find_duplicates(
 
 def _hits(pairs: Pairs, places: pa.Table) -> pa.Table:
     columns = places.select(["uri", "start_seconds", "end_seconds"])
-    hits = {"similarity": pairs.similarity_P}
+    hits: dict[str, object] = {"similarity": pairs.similarity_P}
     for side, rows_P in (("", pairs.first_P), ("other_", pairs.second_P)):
         found = columns.take(pa.array(rows_P))
         hits |= {f"{side}{name}": found[name] for name in columns.column_names}

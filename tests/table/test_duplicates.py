@@ -116,6 +116,14 @@ def test_a_stretch_goes_on_over_two_clips_that_differ_and_ends_at_three():
     ]
 
 
+@pytest.mark.parametrize(("hops", "found"), [(1, 1), (2, 0)])
+def test_a_stretch_may_waver_by_one_hop(hops, found):
+    archive, _ = unrelated()
+    archive["v0"][2:5] = archive["v1"][10:13]
+    archive["v0"][5:8] = archive["v1"][13 + hops : 16 + hops]
+    assert len(spans(archive)) == found
+
+
 def test_hits_at_other_offsets_are_no_stretch():
     archive, _ = unrelated()
     archive["v0"][[0, 5, 10, 15, 20]] = archive["v1"][[20, 10, 1, 28, 5]]
