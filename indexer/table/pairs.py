@@ -167,7 +167,9 @@ class _Search:
         left_PD, right_PD = (
             self._units_ND[rows].astype(np.float64) for rows in (first_P, second_P)
         )
-        return np.round(np.einsum("PD,PD->P", left_PD, right_PD), _DECIMALS)
+        rounded_P: npt.NDArray[np.float64]
+        rounded_P = np.round(np.einsum("PD,PD->P", left_PD, right_PD), _DECIMALS)
+        return rounded_P
 
 
 def _unbroken(holds_BC: Mask, before_B: Mask) -> Mask:
