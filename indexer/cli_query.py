@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from indexer.cli_plot import Plot, draw_status, draw_video
-from indexer.cli_terminal import Index, OutFormat, print_rows
+from indexer.cli_terminal import ComparisonReporter, Index, OutFormat, print_rows
 from indexer.render import Format, json_text, size_text
 
 if TYPE_CHECKING:
@@ -137,6 +137,41 @@ def similar(
     """Find the clips that look most like one, by their embeddings."""
     table = _open(index, model).similar(clip, top=top, distinct_videos=distinct_videos, video=video)
     _print_table(table, fmt, "there is no other clip to compare with", _SIMILAR_COLUMNS)
+    return 0
+
+
+@queries.command()
+def duplicates(
+    index: Index,
+    min_similarity: Annotated[
+        float, typer.Option(max=1, help="Of two clips that count as a hit: 1 for equal ones.")
+    ] = 0.8,
+    min_hits: Annotated[
+        int, typer.Option(min=1, help="Hits, the same time apart, that make a stretch.")
+    ] = 4,
+    max_neighbours: Annotated[
+        int, typer.Option(min=1, help="Ignore clips that are like more others than this.")
+    ] = 100,
+    top: Annotated[int, typer.Option(min=1, help="At most this many pairs.")] = 100,
+    video: Video = None,
+    source: Source = None,
+    model: Tag = None,
+    fmt: OutFormat = Format.table,
+) -> int:
+    """Find stretches of video that come back elsewhere: short clips in long videos, whole copies.
+
+    Each row is a pair of stretches, each with its video, start and end. They are found by runs of
+    clips that look alike and lie the same time apart, so that an index whose windows overlap
+    (sampling.hop_seconds of a quarter of a window) finds shorter stretches, and more of them.
+    --video and --source choose what is to be on one side of each pair. Every clip is compared with
+    every other: the time grows with the square of their number.
+    """
+    table = _open(index, model).duplicates(
+        min_similarity=min_similarity, min_hits=min_hits, max_neighbours=max_neighbours, top=top,
+        video=video, source=source, observe=ComparisonReporter(),
+    )  # fmt: skip
+    empty = f"no {min_hits} clips in a row come back; --min-similarity or --min-hits could be lower"
+    _print_table(table, fmt, empty)
     return 0
 
 

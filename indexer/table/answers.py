@@ -92,6 +92,11 @@ CHOSEN_VIDEOS: Final = pa.schema([pa.field("video_id", pa.string())])
 CHOSEN_VIDEOS_SQL: Final = """
     SELECT DISTINCT video_id FROM videos WHERE uri = $1 OR regexp_full_match(uri, $2)
 """
+VIDEOS_LIKE_SQL: Final = """
+    SELECT DISTINCT video_id FROM videos
+    WHERE ($1 IS NULL OR uri = $1 OR regexp_full_match(uri, $3))
+        AND ($2 IS NULL OR starts_with(uri, $2))
+"""
 SHOWN_SQL: Final = """
     SELECT * FROM places WHERE start_seconds <= $1 AND $1 < end_seconds
     ORDER BY abs(start_seconds + end_seconds - 2 * $1), clip_index LIMIT 1

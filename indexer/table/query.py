@@ -5,7 +5,7 @@ what it answers.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Final, Self
 
@@ -34,10 +34,13 @@ from indexer.table.answers import (
     SIMILAR_SQL,
     VIDEO_CLIPS,
     VIDEO_STATES,
+    VIDEOS_LIKE_SQL,
     VIDEOS_SQL,
 )
 from indexer.table.delta import open_table
+from indexer.table.duplicates import MAX_NEIGHBOURS, MIN_HITS, MIN_SIMILARITY, find_duplicates
 from indexer.table.globs import glob_pattern
+from indexer.table.pairs import Compared, ignored
 from indexer.table.paths import IndexPaths
 from indexer.table.read import ask, model_rows, read
 from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, TABLES, VIDEOS
@@ -251,6 +254,51 @@ class LabelIndex:
         )
         places = self._clips(pc.field("clip_id").isin(found["clip_id"].combine_chunks()))
         return ask(SIMILAR_SQL, SIMILAR, found=found, places=places)
+
+    def duplicates(
+        self,
+        *,
+        min_similarity: float = MIN_SIMILARITY,
+        min_hits: int = MIN_HITS,
+        max_neighbours: int = MAX_NEIGHBOURS,
+        top: int | None = None,
+        video: str | None = None,
+        source: str | None = None,
+        observe: Callable[[Compared], None] = ignored,
+    ) -> pa.Table:
+        """Stretches that two videos, or two places of one video, share; see `find_duplicates`.
+
+        Args:
+            min_similarity: of two clips that count as a hit, above 0 and at most 1.
+            min_hits: clips that a stretch has at least.
+            max_neighbours: a clip that is like more others than this is left out.
+            top: at most this many; by default all.
+            video: only pairs with such a video on one side, as in `search`.
+            source: only pairs with such a video on one side, as in `search`.
+            observe: is told how far the work is, which takes long where clips are many.
+
+        Returns:
+            Columns `indexer.table.duplicates.DUPLICATES`, the highest score first.
+
+        Raises:
+            QueryError: an argument is impossible.
+            StorageError: the index cannot be read.
+        """
+        _check_search(0.0, top)
+        chosen = None
+        if video is not None or source is not None:
+            videos, pattern = self.rows(VIDEOS.name), glob_pattern(video or "")
+            chosen = ask(VIDEOS_LIKE_SQL, CHOSEN_VIDEOS, video, source, pattern, videos=videos)
+        return find_duplicates(
+            self._clips(pc.field("clip_id").is_valid()),
+            self.rows(EMBEDDINGS.name),
+            None if chosen is None else chosen["video_id"],
+            min_similarity=min_similarity,
+            min_hits=min_hits,
+            max_neighbours=max_neighbours,
+            top=top,
+            observe=observe,
+        )
 
     def sql(
         self, query: str, *, timeout_seconds: float = 60.0, memory_bytes: int = 2 * 2**30
