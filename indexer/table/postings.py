@@ -7,7 +7,7 @@ clips of a label take one or two row groups. Footers are kept: a data file never
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import inf
@@ -18,21 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
-from fsspec.implementations.local import LocalFileSystem
 
-from indexer import storage
 from indexer.errors import StorageError
 from indexer.table.answers import HITS
 from indexer.table.delta import LiveFile, delta_errors, live_files
 from indexer.table.globs import glob_pattern
 from indexer.table.paths import IndexPaths
+from indexer.table.ranges import open_ranged
 from indexer.table.read import unreadable
 from indexer.table.schema import LABELS
 
 _THREADS: Final = 8
-_FIRST_GROUPS: Final = 2
-"""Row groups that are read at first for each label: its best rows may be a group's last ones."""
-
 _Bound = TypeVar("_Bound", str, float)
 _LAST_CHARACTER: Final = "\U0010ffff"
 
@@ -67,11 +63,21 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """A row group: its labels lie between two, and no score in it is above `best`."""
+    """A row group: its labels lie between two, its scores too."""
 
     number: int
     first: str
     last: str
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A row group to read, in which no wanted posting scores above `best`."""
+
+    file: LiveFile
+    number: int
     best: float
 
 
@@ -88,7 +94,6 @@ class Postings:
         with delta_errors(table.table_uri):
             self._files = live_files(table, tag)
         self._paths = paths
-        self._open = _opener(paths)
         self._footers: dict[str, _Footer] = {}
 
     def best(self, wanted: Wanted, *, top: int | None) -> pa.Table:
@@ -107,50 +112,41 @@ class Postings:
         files = [file for file in self._files if _may_hold(file, wanted)]
         found = HITS.empty_table()
         with ThreadPoolExecutor(_THREADS) as pool:
+            footers = pool.map(self._footer, files)
             groups = [
-                (file, group)
-                for file, footer in zip(files, pool.map(self._footer, files), strict=True)
-                for group in footer.groups
-                if _group_may_hold(group, wanted)
+                one
+                for file, footer in zip(files, footers, strict=True)
+                for one in _chosen(file, footer, wanted)
             ]
-            groups.sort(key=lambda one: -one[1].best)
-            wave = len(groups) if top is None else _FIRST_GROUPS * len(wanted.labels)
-            while groups and not _is_settled(found, top, groups[0][1].best):
+            groups.sort(key=lambda one: -one.best)
+            wave = len(groups) if top is None else 1
+            read = 0
+            while groups and not _is_settled(found, top, groups[0].best):
                 now, groups = groups[:wave], groups[wave:]
                 parts = pool.map(lambda one: self._read(one[0], one[1], wanted), _by_file(now))
                 found = pa.concat_tables([found, *parts])
                 found = _best_rows(found, top)
-                wave *= 2
+                read += len(now)
+                wave = read  # so that at most twice as much is read as has to be
         return found
+
+    def _open(self, file: LiveFile) -> pa.NativeFile:
+        uri = self._paths.data_file(LABELS.name, file.path)
+        return open_ranged(uri, file.size_bytes)
 
     def _footer(self, file: LiveFile) -> _Footer:
         if file.path not in self._footers:
-            with _read_errors():
-                metadata = pq.read_metadata(self._open(file))
+            with _read_errors(), self._open(file) as source:
+                metadata = pq.read_metadata(source)
             self._footers[file.path] = _Footer(metadata, tuple(_groups(metadata)))
         return self._footers[file.path]
 
-    def _read(self, file: LiveFile, groups: Sequence[_Group], wanted: Wanted) -> pa.Table:
+    def _read(self, file: LiveFile, numbers: Sequence[int], wanted: Wanted) -> pa.Table:
         with _read_errors(), self._open(file) as source:
             metadata = self._footers[file.path].metadata
             parquet = pq.ParquetFile(source, metadata=metadata, pre_buffer=True)
-            numbers = sorted(group.number for group in groups)
             rows = parquet.read_row_groups(numbers, columns=HITS.names, use_threads=False)
             return _matching(rows, wanted).select(HITS.names).cast(HITS)
-
-
-def _opener(paths: IndexPaths) -> Callable[[LiveFile], pa.NativeFile]:
-    """Opens data files of the table; asks for no size of theirs, which the log has told."""
-    fs, _ = storage.filesystem(paths.table(LABELS.name))
-
-    def opened(file: LiveFile) -> pa.NativeFile:
-        uri = paths.data_file(LABELS.name, file.path)
-        path = storage.filesystem(uri)[1]
-        if isinstance(fs, LocalFileSystem):
-            return pa.OSFile(path)
-        return pa.PythonFile(fs.open(path, "rb", cache_type="none", size=file.size_bytes))
-
-    return opened
 
 
 def _may_hold(file: LiveFile, wanted: Wanted) -> bool:
@@ -163,10 +159,15 @@ def _may_hold(file: LiveFile, wanted: Wanted) -> bool:
     )
 
 
-def _group_may_hold(group: _Group, wanted: Wanted) -> bool:
-    return group.best >= wanted.least and any(
-        group.first <= label <= group.last for label in wanted.labels
-    )
+def _chosen(file: LiveFile, footer: _Footer, wanted: Wanted) -> Iterator[_Chosen]:
+    """The row groups that may have a wanted posting, and what none of these scores above."""
+    for before, group in zip((None, *footer.groups), footer.groups, strict=False):
+        labels = {label for label in wanted.labels if group.first <= label <= group.last}
+        best = group.highest
+        if before is not None and before.first == before.last and labels == {before.last}:
+            best = min(best, before.lowest)  # the label goes on, with lower scores
+        if labels and best >= wanted.least:
+            yield _Chosen(file, group.number, best)
 
 
 def _groups(metadata: pq.FileMetaData) -> Iterator[_Group]:
@@ -175,7 +176,7 @@ def _groups(metadata: pq.FileMetaData) -> Iterator[_Group]:
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         first, last = _bounds(group.column(label), ("", _LAST_CHARACTER))
-        yield _Group(number, first, last, _bounds(group.column(score), (0.0, inf))[1])
+        yield _Group(number, first, last, *_bounds(group.column(score), (inf, inf)))
 
 
 def _bounds(
@@ -188,13 +189,11 @@ def _bounds(
     return statistics.min, statistics.max
 
 
-def _by_file(
-    groups: Sequence[tuple[LiveFile, _Group]],
-) -> Iterator[tuple[LiveFile, list[_Group]]]:
-    found: dict[str, tuple[LiveFile, list[_Group]]] = {}
-    for file, group in groups:
-        found.setdefault(file.path, (file, []))[1].append(group)
-    return iter(found.values())
+def _by_file(groups: Sequence[_Chosen]) -> list[tuple[LiveFile, list[int]]]:
+    found: dict[str, tuple[LiveFile, list[int]]] = {}
+    for group in groups:
+        found.setdefault(group.file.path, (group.file, []))[1].append(group.number)
+    return list(found.values())
 
 
 def _is_settled(found: pa.Table, top: int | None, best: float) -> bool:

@@ -1,4 +1,4 @@
-"""An HTTP proxy before a real S3 server: counts and delays requests, kills who asks, or fails them."""
+"""An HTTP proxy before a real S3 server: counts, delays or fails requests, or kills who asks."""
 
 import contextlib
 import http.client
