@@ -55,19 +55,22 @@ def main() -> int:
     parser.add_argument("--times-ten", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    facts: Facts = {"load_average_before": os.getloadavg()[0]}
     root = compacted(options.folder / f"{options.clips}", options.clips)
-    facts["local"] = measure_local(root, options.repeat)
-    facts["command"] = measure_command(root, options.repeat)
-    facts["s3"] = measure_s3(root, options.repeat)
+    parts: dict[str, Callable[[], Facts]] = {
+        "local": lambda: measure_local(root, options.repeat),
+        "command": lambda: measure_command(root, options.repeat),
+        "s3": lambda: measure_s3(root, options.repeat),
+    }
     if options.times_ten:
-        root = compacted(options.folder / f"{10 * options.clips}", 10 * options.clips)
-        facts["local_times_ten"] = measure_local(root, options.repeat)
-    facts["load_average_after"] = os.getloadavg()[0]
-    text = json.dumps(facts, indent=1)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+        larger = options.folder / f"{10 * options.clips}"
+        clips = 10 * options.clips
+        parts["local_times_ten"] = lambda: measure_local(compacted(larger, clips), options.repeat)
+    facts: Facts = {"clips": options.clips}
+    for name, measure in parts.items():
+        facts[name] = {"load_average": os.getloadavg()[0]} | measure()
+        if options.json:
+            options.json.write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(facts, indent=1))
     return 0
 
 
@@ -106,7 +109,7 @@ def measure_local(root: str, repeat: int) -> Facts:
     for _ in range(repeat):
         for label in ASKED:
             for name, engine in engines.items():
-                times[name].append(timed(lambda e=engine, a=label: e(a)))
+                times[name].append(timed(engine, label))
     sizes = {"files": len(files), "bytes": sum(Path(file).stat().st_size for file in files)}
     return sizes | {name: summary(found) for name, found in times.items()}
 
@@ -195,8 +198,8 @@ def search_duckdb(connection: duckdb.DuckDBPyConnection, files: list[str], label
         f"SELECT {COLUMNS} FROM read_parquet($1) WHERE label = $2 AND score >= $3::FLOAT "  # noqa: S608
         f"ORDER BY score DESC, uri, clip_index, rank LIMIT {TOP}"
     )
-    rows: Rows = connection.execute(question, [files, label, LEAST]).to_arrow_table().to_pylist()
-    return rows
+    found = connection.execute(question, [files, label, LEAST])
+    return [dict(zip(HITS.names, row, strict=True)) for row in found.fetchall()]
 
 
 def search_polars(rows: pl.LazyFrame, label: str) -> Rows:
@@ -207,10 +210,10 @@ def search_polars(rows: pl.LazyFrame, label: str) -> Rows:
     return best.select(HITS.names).collect().to_dicts()
 
 
-def timed(act: Callable[[], object]) -> tuple[float, float]:
+def timed(act: Callable[[str], object], label: str) -> tuple[float, float]:
     """Wall and CPU seconds, of all threads."""
     cpu, started = time.process_time(), time.perf_counter()
-    act()
+    act(label)
     return time.perf_counter() - started, time.process_time() - cpu
 
 

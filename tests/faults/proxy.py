@@ -175,11 +175,15 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # a reader of a log opens dozens of connections at once
+
+
 @contextlib.contextmanager
 def running(upstream_endpoint: str) -> Iterator[Proxy]:
     """Runs a proxy in threads of this process."""
     proxy = Proxy(urlsplit(upstream_endpoint).netloc)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("_Bound", (_Handler,), {"proxy": proxy}))
+    server = _Server(("127.0.0.1", 0), type("_Bound", (_Handler,), {"proxy": proxy}))
     server.daemon_threads = True
     proxy.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
