@@ -110,7 +110,7 @@ class Postings:
             StorageError: a file cannot be read.
         """
         files = [file for file in self._files if _may_hold(file, wanted)]
-        found = HITS.empty_table()
+        found = pa.Table.from_batches([], HITS)  # empty_table() would import pandas
         with ThreadPoolExecutor(_THREADS) as pool:
             footers = pool.map(self._footer, files)
             groups = [

@@ -201,7 +201,7 @@ def test_a_search_loads_nothing_slow(tmp_path):
         "try:\n"
         f"    main(['search', {run.paths.root_uri!r}, 'growing', '--min-score', '0.01'])\n"
         "except SystemExit as end: assert not end.code\n"
-        "slow = ('pandas', 'duckdb', 'pyarrow.dataset', 'pydantic', 'ray', 'torch', 'av', 's3fs')\n"
+        "slow = ('pandas', 'duckdb', 'pyarrow.dataset', 'ray', 'torch', 'av', 's3fs')\n"
         "print([name for name in slow if name in sys.modules])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
