@@ -26,7 +26,7 @@ NAMES = [
     "=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(1)", "\t=1", "\r=1", '=HYPERLINK("http://x")', "=",
     "line\nbreak", "line\r\nbreak", "tab\tstop", "\x01\x02\x1f", "\x7f", "\x1b[31mred\x1b[0m",
     "\x1b]0;title\x07", "\u202etxt.exe", "\u2066x\u2069", "\u200bzero\u200b", "\ufeffbom",
-    "שלום", "مرحبا", "日本語", "é", "e\u0301", "🎸", "👩\u200d🚀", "\U0010ffff", "\ufffd",
+    "שלום", "مرحبا", "日本語", "𠮷野家", "é", "e\u0301", "🎸", "👩\u200d🚀", "\U0010ffff", "\ufffd",
     " leading", "trailing ", "  ", "long/" * 800, "x" * 5000, "\u2028line", "a\u0085b", "CON",
     "a:b", "s3://b/k?versionId=1#x", "file:///etc/passwd", "http://127.0.0.1:9/x",
     "model=evil/x.parquet",
