@@ -3,8 +3,7 @@
     PYTHONPATH=. python benchmarks/compact.py --clips 1000000 --folder /tmp/compact
 
 Makes an index of many small files as a job with several writers would, asks it some questions
-before, during and after compaction, compares the answers, and runs `verify` over it. Embeddings and
-logits come from a pool of random vectors.
+before, during and after compaction, compares the answers, and runs `verify` over it.
 """
 
 import argparse
@@ -16,90 +15,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
-from indexer.manifest import video_id
-from indexer.metrics import FetchEffort
-from indexer.records import ClipScores, ClipSpan, UnitOutcome, VideoInfo, VideoRef
-from indexer.table import catalog
-from indexer.table.commit import Committer
+from benchmarks._index import LABEL_NAMES, TAG, make_index
 from indexer.table.compact import compact
 from indexer.table.delta import live_files, open_table
-from indexer.table.lease import held
 from indexer.table.paths import IndexPaths
 from indexer.table.query import LabelIndex
-from indexer.table.rows import RowContext, unit_tables
 from indexer.table.schema import TABLES
-from indexer.table.shard import Shard
 from indexer.table.verify import verify
-from indexer.table.write import write_tables
 
-TAG = RUN = "synthetic"
-LABEL_NAMES = tuple(f"activity {number:03}" for number in range(400))
-CLIPS_A_VIDEO = 10
-CLIP_SECONDS = 8.5
-VIDEOS_A_COMMIT = 400
 WIDTH = 768
-POOL = 4096
-
-
-def outcomes(
-    numbers: range, rng: np.random.Generator, pool_PX: np.ndarray
-) -> Iterator[UnitOutcome]:
-    """Some indexed videos of `CLIPS_A_VIDEO` clips each, without any decoding."""
-    info = VideoInfo(640, 360, "h264", 30.0, 0, CLIPS_A_VIDEO * CLIP_SECONDS)
-    spans = tuple(
-        ClipSpan(
-            i, i * CLIP_SECONDS, (i + 1) * CLIP_SECONDS, tuple(i * CLIP_SECONDS + np.arange(8))
-        )
-        for i in range(CLIPS_A_VIDEO)
-    )
-    for number in numbers:
-        uri = f"s3://archive/videos/{number // 1000:04}/{number:08}.mp4"
-        vectors_NX = pool_PX[rng.integers(0, len(pool_PX), CLIPS_A_VIDEO)]
-        yield UnitOutcome(
-            ref=VideoRef(video_id(uri), uri, 10_000_000, "10000000-abc"),
-            attempt=1,
-            unit_index=0,
-            units=1,
-            info=info,
-            spans=spans,
-            scores=ClipScores(vectors_NX[:, WIDTH:], vectors_NX[:, :WIDTH]),
-            failure=None,
-            fetch=FetchEffort(0.1),
-            decode_seconds=1.0,
-            decode_wall_seconds=2.0,
-            worker="host:1",
-        )
-
-
-def make_index(paths: IndexPaths, clips: int) -> None:
-    """Writes and commits the rows in many small files."""
-    rng = np.random.default_rng(0)
-    pool_PX = rng.normal(size=(POOL, WIDTH + len(LABEL_NAMES))).astype(np.float32)
-    context = RowContext(
-        tag=TAG,
-        run_id=RUN,
-        labels=LABEL_NAMES,
-        top_k=5,
-        min_score=0.0,
-        keep_logits=True,
-        stored_mantissa_bits=10,
-        indexed_at=datetime(2026, 1, 1, tzinfo=UTC),
-    )
-    catalog.create_index(paths)
-    catalog.register_model(paths, TAG, {"model": "synthetic"}, LABEL_NAMES)
-    videos = range(clips // CLIPS_A_VIDEO)
-    shuffled = rng.permutation(len(videos) // VIDEOS_A_COMMIT)
-    with held(paths, TAG, Shard().writer, RUN) as lease:
-        committer = Committer(paths, TAG, RUN, lease)
-        for task, block in enumerate(shuffled.tolist()):
-            numbers = videos[block * VIDEOS_A_COMMIT : (block + 1) * VIDEOS_A_COMMIT]
-            rows = unit_tables(list(outcomes(numbers, rng, pool_PX)), context)
-            committer.commit(write_tables(rows, paths, TAG, RUN, f"t{task}"))
 
 
 def answers(paths: IndexPaths) -> str:
@@ -133,7 +59,7 @@ def main() -> int:
     if options.step in ("make", "all"):
         shutil.rmtree(options.folder, ignore_errors=True)
         begun = time.monotonic()
-        make_index(paths, options.clips)
+        make_index(paths, options.clips, width=WIDTH, keep_logits=True)
         facts["make_seconds"] = time.monotonic() - begun
     if options.step in ("compact", "all"):
         facts |= measure_compaction(paths)

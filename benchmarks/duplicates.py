@@ -30,7 +30,7 @@ from indexer.runtime.todo import plan_job
 from indexer.runtime.writing import write_units
 from indexer.table import catalog
 from indexer.table.commit import Committer
-from indexer.table.duplicates import MIN_HITS, MIN_SIMILARITY
+from indexer.table.pairs import MIN_HITS, MIN_SIMILARITY
 from indexer.table.query import LabelIndex
 from indexer.table.rows import RowContext
 from indexer.video.sandbox import Sandbox

@@ -60,6 +60,20 @@ class S3Store(S3FileSystem):  # type: ignore[misc]
         bucket, key = self._find_bucket_key(path.removeprefix("s3://").removeprefix("s3a://"))
         return bucket, key, None
 
+    def names_after(self, path: str, name: str) -> list[str]:
+        """Names of the objects directly in a folder that sort after a name."""
+        bucket, key, _ = self.split_path(path)
+        folder = f"{key}/" if key else ""
+        request = {"Bucket": bucket, "Prefix": folder, "Delimiter": "/"}
+        names: list[str] = []
+        more: dict[str, str] | None = {"StartAfter": folder + name}
+        while more:
+            page = self.call_s3("list_objects_v2", **request, **more)
+            names += [entry["Key"].removeprefix(folder) for entry in page.get("Contents", [])]
+            token = page.get("NextContinuationToken")
+            more = {"ContinuationToken": token} if token else None
+        return names
+
 
 def open_store() -> S3Store:
     """The store, with credentials and endpoint from the environment."""

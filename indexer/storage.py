@@ -198,14 +198,22 @@ def exists(uri: str) -> bool:
     return found
 
 
-def list_names(uri: str) -> list[str]:
+def list_names(uri: str, *, after: str = "") -> list[str]:
     """Names of the objects directly in a folder, sorted; none where there is no folder.
+
+    Args:
+        uri: of the folder.
+        after: only names that sort after this; S3 does not list the others.
 
     Raises:
         StorageError: the folder cannot be listed.
     """
+    fs, path = filesystem(uri)
+    if after and is_s3(fs):
+        with storage_errors(uri):
+            return sorted(fs.names_after(path, after))
     names = (name for name, kind in _entries(uri) if kind == "file")
-    return sorted(name for name in names if name)
+    return sorted(name for name in names if name and name > after)
 
 
 def list_folders(uri: str) -> list[str]:

@@ -105,15 +105,6 @@ SIMILAR_SQL: Final = """
     SELECT similarity, uri, start_seconds, end_seconds, clip_index, clip_id
     FROM found JOIN places USING (clip_id) ORDER BY similarity DESC, clip_id
 """
-HITS_SQL: Final = """
-    SELECT label, score, rank, uri, start_seconds, end_seconds, clip_index, clip_id
-    FROM hits
-    WHERE ($1 IS NULL OR uri = $1 OR regexp_full_match(uri, $4))
-        AND ($2 IS NULL OR starts_with(uri, $2))
-        AND clip_id NOT IN (SELECT clip_id FROM unwanted)
-    ORDER BY score DESC, uri, clip_index, rank
-    LIMIT $3
-"""
 BEST_SEGMENTS_SQL: Final = """
     SELECT * FROM (
         SELECT * FROM segments ORDER BY peak_score DESC, mean_score DESC, uri, start_ms, label

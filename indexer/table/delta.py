@@ -65,8 +65,13 @@ def reason(error: Exception) -> str:
     return " ".join(_COLOURS.sub("", str(error)).split())
 
 
-def open_table(paths: IndexPaths, spec: TableSpec) -> DeltaTable | None:
-    """The newest snapshot of a table, or None where there is no table yet.
+def open_table(paths: IndexPaths, spec: TableSpec, version: int | None = None) -> DeltaTable | None:
+    """A snapshot of a table, or None where there is no table yet.
+
+    Args:
+        paths: of the index.
+        spec: of the table.
+        version: of the snapshot; by default the newest.
 
     Raises:
         StorageError: it cannot be read, or has other columns than ours.
@@ -74,7 +79,8 @@ def open_table(paths: IndexPaths, spec: TableSpec) -> DeltaTable | None:
     uri = paths.table(spec.name)
     with delta_errors(uri):
         try:
-            table = DeltaTable(uri, storage_options=storage.delta_storage_options(uri))
+            options = storage.delta_storage_options(uri)
+            table = DeltaTable(uri, version=version, storage_options=options)
         except TableNotFoundError:
             return None
         fault = _schema_fault(pa.schema(table.schema().to_arrow()), spec.schema)
@@ -113,7 +119,9 @@ def open_or_create(paths: IndexPaths, spec: TableSpec) -> DeltaTable:
 
 def live_files(table: DeltaTable, tag: str | None = None) -> list[LiveFile]:
     """The files of the snapshot, of one model or of all."""
-    actions = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    # from_stream, because pa.table() would import pandas
+    found = pa.RecordBatchReader.from_stream(table.get_add_actions(flatten=True))
+    actions = found.read_all().to_pylist()
     return [
         LiveFile(
             path=unquote(action["path"]),

@@ -20,10 +20,6 @@ from indexer.table.pairs import Compared, Pairs, ignored, similar_pairs
 from indexer.table.read import ask
 from indexer.table.whitening import Vectors, whitened
 
-MIN_SIMILARITY: Final = 0.8
-MIN_HITS: Final = 4
-MAX_NEIGHBOURS: Final = 100
-
 DUPLICATES: Final = pa.schema(
     [
         pa.field("score", pa.float64()),

@@ -10,6 +10,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+MIN_SIMILARITY: Final = 0.8
+"""Of two clips that count as alike."""
+
+MIN_HITS: Final = 4
+"""Pairs of clips, all the same time apart, that count as a stretch that comes back."""
+
+MAX_NEIGHBOURS: Final = 100
+"""A clip that looks like more others tells nothing, and is left out."""
+
 _BLOCK_CLIPS: Final = 2048
 """Clips on each side of a block: 16 MB of similarities."""
 

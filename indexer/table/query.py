@@ -5,13 +5,14 @@ what it answers.
 """
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from indexer.errors import QueryError
@@ -24,8 +25,6 @@ from indexer.table.answers import (
     COUNTS_SQL,
     ERRORS,
     ERRORS_SQL,
-    HITS,
-    HITS_SQL,
     LABEL_COUNTS,
     LABELS_SQL,
     PLACES,
@@ -37,18 +36,18 @@ from indexer.table.answers import (
     VIDEOS_LIKE_SQL,
     VIDEOS_SQL,
 )
-from indexer.table.delta import open_table
-from indexer.table.duplicates import MAX_NEIGHBOURS, MIN_HITS, MIN_SIMILARITY, find_duplicates
 from indexer.table.globs import glob_pattern
-from indexer.table.pairs import Compared, ignored
+from indexer.table.pairs import MAX_NEIGHBOURS, MIN_HITS, MIN_SIMILARITY, Compared, ignored
 from indexer.table.paths import IndexPaths
+from indexer.table.postings import Postings, Wanted
 from indexer.table.read import ask, model_rows, read
 from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, TABLES, VIDEOS
 from indexer.table.segments import SEGMENTS, SEGMENTS_VIEW, merge_windows
-from indexer.table.similar import nearest
-from indexer.table.sql import run_query
-from indexer.table.status import describe
+from indexer.table.snapshot import Snapshot
 from indexer.table.vocabulary import matching_labels
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 _NEAR_VIDEOS: Final = 3
 
@@ -63,17 +62,22 @@ class LabelIndex:
     """
 
     def __init__(
-        self, paths: IndexPaths, model: catalog.RegisteredModel, tables: dict[str, DeltaTable]
+        self, paths: IndexPaths, model: catalog.RegisteredModel, tables: Mapping[str, DeltaTable]
     ) -> None:
         self.uri = paths.root_uri
         self.tag = model.tag
         self.vocabulary = model.labels
         self._paths = paths
         self._tables = tables
+        self._read_postings: Postings | None = None
 
     @classmethod
     def open(cls, uri: str, model: str | None = None) -> Self:
-        """Opens an index for questions.
+        """Opens an index for questions, as it is now.
+
+        What the `videos` table calls indexed is in the other tables. The tables' logs are read by
+        the questions that need them, at the versions of now: a question fails where compaction
+        has meanwhile removed the files of that version.
 
         Args:
             uri: folder or URL of the index.
@@ -84,19 +88,16 @@ class LabelIndex:
             StorageError: it cannot be read.
         """
         paths = IndexPaths(uri)
-        catalog.check_index(paths)
-        tags = catalog.model_tags(paths)
-        if not tags:
-            message = f"the index {uri} is empty; fill it with: indexer run VIDEOS --index {uri}"
-            raise QueryError(message)
-        registered = catalog.read_model(paths, model or tags[-1])
-        # outcomes first: whatever they call indexed is then in the snapshots of the other tables
-        snapshots = {name: open_table(paths, TABLES[name]) for name in reversed(TABLES)}
-        tables = {name: table for name, table in snapshots.items() if table is not None}
-        if len(tables) < len(TABLES):
+        with ThreadPoolExecutor() as pool:
+            checked = pool.submit(catalog.check_index, paths)
+            registered = pool.submit(_registered, paths, model)
+            snapshot = pool.submit(Snapshot.take, paths)
+            checked.result()
+            found, tables = registered.result(), snapshot.result()
+        if tables is None:
             message = f"the first run into the index {uri} has not begun to write; try again later"
             raise QueryError(message)
-        return cls(paths, registered, tables)
+        return cls(paths, found, tables)
 
     def search(
         self,
@@ -130,10 +131,12 @@ class LabelIndex:
             StorageError: the index cannot be read.
         """
         _check_search(min_score, top)
-        hits = self._postings(self._named(label), min_score, before, after)
-        unwanted = self._postings(self._named(without), min_score, before, after)
-        pattern = glob_pattern(video or "")
-        return ask(HITS_SQL, HITS, video, source, top, pattern, hits=hits, unwanted=unwanted)
+        labels, unwanted = self._named(label), self._named(without)
+        wanted = Wanted(labels, min_score, before, after, video, source)
+        if unwanted:
+            others = self._postings().best(Wanted(unwanted, min_score), top=None)
+            wanted = replace(wanted, without=others["clip_id"])
+        return self._postings().best(wanted, top=top)
 
     def segments(
         self,
@@ -167,10 +170,8 @@ class LabelIndex:
         _check_search(min_score, top)
         leave = min_score if leave_score is None else leave_score
         names = self._named(label) or self.vocabulary
-        hits = self._postings(names, leave, None, None)
-        pattern, nothing = glob_pattern(video or ""), hits.slice(0, 0)
-        kept = ask(HITS_SQL, HITS, video, source, None, pattern, hits=hits, unwanted=nothing)
-        found = merge_windows(kept, enter=min_score, leave=leave, gap_seconds=gap_seconds)
+        hits = self._postings().best(Wanted(names, leave, video=video, source=source), top=None)
+        found = merge_windows(hits, enter=min_score, leave=leave, gap_seconds=gap_seconds)
         return found if top is None else ask(BEST_SEGMENTS_SQL, SEGMENTS, top, segments=found)
 
     def counts(
@@ -229,6 +230,8 @@ class LabelIndex:
             QueryError: there is no such clip, or an argument is impossible.
             StorageError: the index cannot be read.
         """
+        from indexer.table.similar import nearest
+
         _check_search(0.0, top)
         clips = self._clips(pc.field("clip_id") == clip) if "@" not in clip else self._shown(clip)
         if clips.num_rows != 1:
@@ -289,6 +292,8 @@ class LabelIndex:
         if video is not None or source is not None:
             videos, pattern = self.rows(VIDEOS.name), glob_pattern(video or "")
             chosen = ask(VIDEOS_LIKE_SQL, CHOSEN_VIDEOS, video, source, pattern, videos=videos)
+        from indexer.table.duplicates import find_duplicates
+
         return find_duplicates(
             self._clips(pc.field("clip_id").is_valid()),
             self.rows(EMBEDDINGS.name),
@@ -317,6 +322,8 @@ class LabelIndex:
             QueryError: it is wrong, is no query, reaches out, or takes too long or too much.
             StorageError: the index cannot be read.
         """
+        from indexer.table.sql import run_query
+
         rows: dict[str, pa.Table | ds.Dataset | str] = {
             "clips": self.rows(CLIPS.name),
             "embeddings": self.rows(EMBEDDINGS.name),
@@ -350,6 +357,8 @@ class LabelIndex:
 
     def status(self) -> dict[str, Any]:
         """What the index holds, as a JSON object."""
+        from indexer.table.status import describe
+
         facts = {"index": self.uri, "model": self.tag}
         return facts | describe(
             self._paths,
@@ -359,7 +368,7 @@ class LabelIndex:
             errors=self.errors(),
         )
 
-    def rows(self, table: str) -> ds.Dataset:
+    def rows(self, table: str) -> "ds.Dataset":
         """All rows of `clips`, `embeddings`, `labels` or `videos`, to be read in pieces."""
         return model_rows(self._tables[table], self.tag)
 
@@ -396,21 +405,21 @@ class LabelIndex:
         found = (matching_labels(one, self.vocabulary, owner=owner) for one in asked)
         return tuple(dict.fromkeys(chain.from_iterable(found)))
 
-    def _postings(
-        self, names: Sequence[str], min_score: float, before: float | None, after: float | None
-    ) -> pa.Table:
-        if not names:
-            return HITS.empty_table()
-        filters = [("label", "=", names[0])] if len(names) == 1 else []
-        rows = model_rows(self._tables[LABELS.name], self.tag, *filters)
-        wanted = pc.field("label").isin(pa.array(names, pa.string())) & (
-            pc.field("score") >= pa.scalar(min_score, pa.float32())
-        )
-        if after is not None:
-            wanted &= pc.field("start_seconds") >= float(after)
-        if before is not None:
-            wanted &= pc.field("end_seconds") <= float(before)
-        return read(rows, HITS.names, wanted)
+    def _postings(self) -> Postings:
+        if self._read_postings is None:
+            self._read_postings = Postings(self._paths, self._tables[LABELS.name], self.tag)
+        return self._read_postings
+
+
+def _registered(paths: IndexPaths, model: str | None) -> catalog.RegisteredModel:
+    if model is not None:
+        return catalog.read_model(paths, model)
+    models = catalog.models(paths)
+    if not models:
+        uri = paths.root_uri
+        message = f"the index {uri} is empty; fill it with: indexer run VIDEOS --index {uri}"
+        raise QueryError(message)
+    return models[-1]
 
 
 def _check_search(min_score: float, top: int | None) -> None:

@@ -1,13 +1,15 @@
-"""Reads rows through the Delta log, and asks DuckDB about them."""
+"""Reads rows through the Delta log, and asks DuckDB about them.
+
+DuckDB and pyarrow's datasets are loaded by who needs them: the latter bring pandas along, and
+together they take longer to load than a search takes.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
@@ -18,6 +20,9 @@ from indexer.table.paths import IndexPaths
 from indexer.table.schema import PARTITION, TableSpec
 from indexer.table.write import digest_in_name
 
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+
 _SIGNS_OF_ABSENCE: Final = ("No such file", "not found", "NoSuchKey", "does not exist")
 _CLOSED: Final[dict[str, str | bool | int | float | list[str]]] = {
     "enable_external_access": "false",
@@ -26,7 +31,7 @@ _CLOSED: Final[dict[str, str | bool | int | float | list[str]]] = {
 }
 
 
-def model_rows(table: DeltaTable, tag: str, *filters: tuple[str, str, str]) -> ds.Dataset:
+def model_rows(table: DeltaTable, tag: str, *filters: tuple[str, str, str]) -> "ds.Dataset":
     """One model's rows, in the files of a snapshot that filters do not rule out.
 
     Args:
@@ -113,7 +118,7 @@ def checked_batches(content: bytes, spec: TableSpec, batch_rows: int) -> Iterato
         raise StorageError(reason(error)) from error
 
 
-def read(rows: ds.Dataset, columns: Sequence[str], wanted: pc.Expression) -> pa.Table:
+def read(rows: "ds.Dataset", columns: Sequence[str], wanted: pc.Expression) -> pa.Table:
     """The columns of the wanted rows.
 
     Raises:
@@ -122,11 +127,11 @@ def read(rows: ds.Dataset, columns: Sequence[str], wanted: pc.Expression) -> pa.
     try:
         return rows.to_table(columns=list(columns), filter=wanted)
     except (pa.ArrowException, OSError) as error:
-        raise StorageError(_unreadable(error)) from error
+        raise StorageError(unreadable(error)) from error
 
 
 def rows_in_batches(
-    rows: ds.Dataset, columns: Sequence[str], batch_rows: int
+    rows: "ds.Dataset", columns: Sequence[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """All rows in pieces, in no particular order.
 
@@ -136,11 +141,11 @@ def rows_in_batches(
     try:
         yield from rows.to_batches(columns=list(columns), batch_size=batch_rows, batch_readahead=2)
     except (pa.ArrowException, OSError) as error:
-        raise StorageError(_unreadable(error)) from error
+        raise StorageError(unreadable(error)) from error
 
 
 def ask(
-    sql: str, schema: pa.Schema, *parameters: object, **tables: pa.Table | ds.Dataset
+    sql: str, schema: pa.Schema, *parameters: object, **tables: "pa.Table | ds.Dataset"
 ) -> pa.Table:
     """Runs one query over Arrow tables or datasets, in a DuckDB that can reach nothing else.
 
@@ -153,17 +158,20 @@ def ask(
     Raises:
         StorageError: the rows cannot be read.
     """
+    import duckdb
+
     try:
         with duckdb.connect(config=_CLOSED) as connection:
             for name, rows in tables.items():
                 connection.register(name, rows)
             answer = connection.sql(sql, params=list(parameters)).to_arrow_table()
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise StorageError(_unreadable(error)) from error
+        raise StorageError(unreadable(error)) from error
     return answer.cast(schema)
 
 
-def _unreadable(error: Exception) -> str:
+def unreadable(error: Exception) -> str:
+    """What to say of rows that cannot be read."""
     text = reason(error)
     message = f"the rows of the index cannot be read: {text}"
     if any(sign in text for sign in _SIGNS_OF_ABSENCE):

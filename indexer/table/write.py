@@ -185,7 +185,8 @@ class FileStatistics:
 
     def to_json(self) -> str:
         """As the log holds them."""
-        return json.dumps(self.to_dict(), allow_nan=False)
+        # not in ASCII: deltalake 1.6 misreads the escapes of U+20000 and above, and skips the file
+        return json.dumps(self.to_dict(), allow_nan=False, ensure_ascii=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `to_json`."""

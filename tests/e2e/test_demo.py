@@ -1,10 +1,11 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from indexer import LabelIndex
-from indexer.demo import BROKEN_VIDEO, LONG_VIDEO, answers, make_videos, run_demo
+from indexer.demo import BROKEN_VIDEO, CLIP_SECONDS, LONG_VIDEO, answers, make_videos, run_demo
 from indexer.errors import ConfigError
 from indexer.video.motion import LABELS
 
@@ -33,6 +34,20 @@ def test_the_demo_s_answers_are_right(told):
     long = [answer for answer in found if answer.video == LONG_VIDEO]
     assert [answer.truth for answer in long] == truth[LONG_VIDEO]
     assert sum(answer.right for answer in long) >= RIGHT * len(long)
+
+
+def test_a_search_finds_exactly_the_videos_and_the_seconds(told):
+    folder, _, _ = told
+    truth = json.loads((folder / "truth.json").read_text())
+    index = LabelIndex.open(str(folder / "index"))
+    expected = {name for name, labels in truth.items() if "moving left" in labels}
+    assert len(expected) == 3
+    hits = index.search("moving left", min_score=0.5, top=None)
+    assert {Path(uri).name for uri in hits["uri"].to_pylist()} == expected
+    (segment,) = index.segments("moving left", video=f"*/{LONG_VIDEO}").to_pylist()
+    begins = truth[LONG_VIDEO].index("moving left") * 2 * CLIP_SECONDS
+    assert abs(segment["start_ms"] / 1000 - begins) <= CLIP_SECONDS
+    assert abs(segment["end_ms"] / 1000 - (begins + 2 * CLIP_SECONDS)) <= CLIP_SECONDS
 
 
 def test_the_broken_video_is_one_typed_failure(told):

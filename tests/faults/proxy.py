@@ -1,4 +1,4 @@
-"""An HTTP proxy before a real S3 server: counts requests, kills their sender, or fails them."""
+"""An HTTP proxy before a real S3 server: counts, delays or fails requests, or kills who asks."""
 
 import contextlib
 import http.client
@@ -28,6 +28,8 @@ class Proxy:
         upstream: host and port of the server.
         endpoint: the proxy's own URL.
         requests: number of requests since the last `reset`.
+        served: method, path and bytes of each reply since then.
+        delay_seconds: by which every request is held up.
         kill_at: the request whose sender is killed; 0 for none.
         after: whether the server has done what was asked before the sender is killed.
         victim: process id of the sender.
@@ -38,6 +40,8 @@ class Proxy:
     upstream: str
     endpoint: str = ""
     requests: int = 0
+    served: list[tuple[str, str, int]] = field(default_factory=list)
+    delay_seconds: float = 0.0
     kill_at: int = 0
     after: bool = False
     victim: int = 0
@@ -49,6 +53,7 @@ class Proxy:
     def reset(self, kill_at: int = 0, *, after: bool = False) -> None:
         with self.lock:
             self.requests, self.kill_at, self.after, self.victim = 0, kill_at, after, 0
+            self.served = []
 
     def flaky(self, rate: float, seed: int) -> None:
         with self.lock:
@@ -65,6 +70,10 @@ class Proxy:
                 fault = "reset" if fault == "short" and method != "GET" else fault
                 self.faults[fault] += 1
             return self.requests == self.kill_at, fault
+
+    def note(self, method: str, path: str, size_bytes: int) -> None:
+        with self.lock:
+            self.served.append((method, path, size_bytes))
 
     def kill(self) -> None:
         os.kill(self.victim, signal.SIGKILL)
@@ -93,6 +102,7 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fatal, fault = self.proxy.next_request(self.command)
+        time.sleep(self.proxy.delay_seconds)
         if fatal and not self.proxy.after:
             self._die()
         elif fault == "503":
@@ -137,6 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         send.endheaders(body or None)
         response = send.getresponse()
         content = response.read()
+        self.proxy.note(self.command, self.path, len(content))
         return response.status, response.getheaders(), content
 
     def _reply(
@@ -164,11 +175,15 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # a reader of a log opens dozens of connections at once
+
+
 @contextlib.contextmanager
 def running(upstream_endpoint: str, handler: type[Handler] = Handler) -> Iterator[Proxy]:
     """Runs a proxy in threads of this process."""
     proxy = Proxy(urlsplit(upstream_endpoint).netloc)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("_Bound", (handler,), {"proxy": proxy}))
+    server = _Server(("127.0.0.1", 0), type("_Bound", (handler,), {"proxy": proxy}))
     server.daemon_threads = True
     proxy.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

@@ -16,6 +16,8 @@ HOSTILE = (
     's3://videos/it\'s "quoted"; DROP TABLE clips; --.mp4',
     "s3://videos/line\nbreak\ttab.mp4",
     "s3://videos/日本語 é 🎸.mp4",
+    "s3://videos/𠮷野家.mp4",
+    "\U0010ffff",
     "s3://videos/[1]*?%20%2F#?x=1&y.mp4",
     "s3://videos/" + "long/" * 120 + ".mp4",
     "",

@@ -181,7 +181,7 @@ def store(monkeypatch):
 def remote_ref(**changes):
     facts = {
         "video_id": "v",
-        "uri": f"faulty://user:password@bucket/video.mp4?{SECRET}",
+        "uri": f"faulty://bucket/video.mp4?{SECRET}",
         "size_bytes": len(DATA),
         "content_key": f"{len(DATA)}-e1",
     }
@@ -287,7 +287,6 @@ class TestRemote:
 
 def assert_silent(error):
     assert "SECRET" not in str(error)
-    assert "password" not in str(error)
     assert "bucket/video.mp4" in str(error)
 
 

@@ -1,0 +1,263 @@
+"""Postings of labels: read in the order of their scores, and no further than an answer needs.
+
+The log says which files may hold a label; a file's footer, which row groups, and how high the best
+score in each is. Files of a compacted index are sorted by label and falling score, so that the best
+clips of a label take one or two row groups. Footers are kept: a data file never changes.
+"""
+
+import contextlib
+import struct
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import inf
+from typing import Final, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+
+from indexer.errors import StorageError
+from indexer.table.answers import HITS
+from indexer.table.delta import LiveFile, delta_errors, live_files
+from indexer.table.globs import glob_pattern
+from indexer.table.paths import IndexPaths
+from indexer.table.ranges import open_ranged
+from indexer.table.read import unreadable
+from indexer.table.schema import LABELS
+
+_THREADS: Final = 8
+_Bound = TypeVar("_Bound", str, float)
+_LAST_CHARACTER: Final = "\U0010ffff"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which postings a question is about.
+
+    Attributes:
+        labels: of which one has to match.
+        min_score: lowest probability.
+        before: the clip ends at or before this second.
+        after: the clip starts at or after this second.
+        video: the uri, or a glob over uris.
+        source: what the uri begins with.
+        without: clip ids that are left out.
+    """
+
+    labels: tuple[str, ...]
+    min_score: float
+    before: float | None = None
+    after: float | None = None
+    video: str | None = None
+    source: str | None = None
+    without: pa.ChunkedArray | None = None
+
+    @property
+    def least(self) -> float:
+        """The lowest probability as the files hold it: 0.7 is to mean the same on both sides."""
+        return float(np.float32(self.min_score))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """A row group: its labels lie between two, its scores too."""
+
+    number: int
+    first: str
+    last: str
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A row group to read, in which no wanted posting scores above `best`."""
+
+    file: LiveFile
+    number: int
+    best: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Footer:
+    metadata: pq.FileMetaData
+    groups: tuple[_Group, ...]
+
+
+class Postings:
+    """The `labels` table of one model in a snapshot."""
+
+    def __init__(self, paths: IndexPaths, table: DeltaTable, tag: str) -> None:
+        with delta_errors(table.table_uri):
+            self._files = live_files(table, tag)
+        self._paths = paths
+        self._footers: dict[str, _Footer] = {}
+
+    def best(self, wanted: Wanted, *, top: int | None) -> pa.Table:
+        """The wanted postings, the best first; equal scores by uri, clip and rank.
+
+        Args:
+            wanted: which.
+            top: at most this many; None for all of them.
+
+        Returns:
+            Columns `HITS`.
+
+        Raises:
+            StorageError: a file cannot be read.
+        """
+        files = [file for file in self._files if _may_hold(file, wanted)]
+        found = pa.Table.from_batches([], HITS)  # empty_table() would import pandas
+        with ThreadPoolExecutor(_THREADS) as pool:
+            footers = pool.map(self._footer, files)
+            groups = [
+                one
+                for file, footer in zip(files, footers, strict=True)
+                for one in _chosen(file, footer, wanted)
+            ]
+            groups.sort(key=lambda one: -one.best)
+            wave = len(groups) if top is None else 1
+            read = 0
+            while groups and not _is_settled(found, top, groups[0].best):
+                now, groups = groups[:wave], groups[wave:]
+                parts = pool.map(lambda one: self._read(one[0], one[1], wanted), _by_file(now))
+                found = pa.concat_tables([found, *parts])
+                found = _best_rows(found, top)
+                read += len(now)
+                wave = read  # so that at most twice as much is read as has to be
+        return found
+
+    def _open(self, file: LiveFile) -> pa.NativeFile:
+        uri = self._paths.data_file(LABELS.name, file.path)
+        return open_ranged(uri, file.size_bytes)
+
+    def _footer(self, file: LiveFile) -> _Footer:
+        if file.path not in self._footers:
+            with _read_errors(), self._open(file) as source:
+                metadata = pq.read_metadata(source)
+            self._footers[file.path] = _Footer(metadata, tuple(_groups(metadata)))
+        return self._footers[file.path]
+
+    def _read(self, file: LiveFile, numbers: Sequence[int], wanted: Wanted) -> pa.Table:
+        with _read_errors(), self._open(file) as source:
+            metadata = self._footers[file.path].metadata
+            parquet = pq.ParquetFile(source, metadata=metadata, pre_buffer=True)
+            rows = parquet.read_row_groups(numbers, columns=HITS.names, use_threads=False)
+            return _matching(rows, wanted).select(HITS.names).cast(HITS)
+
+
+def _may_hold(file: LiveFile, wanted: Wanted) -> bool:
+    """Whether the log leaves it open that the file has a wanted posting."""
+    lower, upper = file.lower, file.upper
+    first, last = lower.get("label", ""), upper.get("label", _LAST_CHARACTER)
+    return (
+        any(first <= label <= last for label in wanted.labels)
+        and upper.get("score", inf) >= wanted.least
+    )
+
+
+def _chosen(file: LiveFile, footer: _Footer, wanted: Wanted) -> Iterator[_Chosen]:
+    """The row groups that may have a wanted posting, and what none of these scores above."""
+    for before, group in zip((None, *footer.groups), footer.groups, strict=False):
+        labels = {label for label in wanted.labels if group.first <= label <= group.last}
+        best = group.highest
+        if before is not None and before.first == before.last and labels == {before.last}:
+            best = min(best, before.lowest)  # the label goes on, with lower scores
+        if labels and best >= wanted.least:
+            yield _Chosen(file, group.number, best)
+
+
+def _groups(metadata: pq.FileMetaData) -> Iterator[_Group]:
+    names = metadata.schema.to_arrow_schema().names
+    label, score = names.index("label"), names.index("score")
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        first, last = _bounds(group.column(label), ("", _LAST_CHARACTER))
+        yield _Group(number, first, last, *_bounds(group.column(score), (inf, inf)))
+
+
+def _bounds(
+    column: pq.ColumnChunkMetaData, default: tuple[_Bound, _Bound]
+) -> tuple[_Bound, _Bound]:
+    """The lowest and the highest value; the default where the file does not tell."""
+    statistics = column.statistics
+    if statistics is None or not statistics.has_min_max:
+        return default
+    return statistics.min, statistics.max
+
+
+def _by_file(groups: Sequence[_Chosen]) -> list[tuple[LiveFile, list[int]]]:
+    found: dict[str, tuple[LiveFile, list[int]]] = {}
+    for group in groups:
+        found.setdefault(group.file.path, (group.file, []))[1].append(group.number)
+    return list(found.values())
+
+
+def _is_settled(found: pa.Table, top: int | None, best: float) -> bool:
+    """Whether no posting that scores at most `best` can enter the answer."""
+    return top is not None and found.num_rows == top and best < found["score"][-1].as_py()
+
+
+def _matching(rows: pa.Table, wanted: Wanted) -> pa.Table:
+    least = _scalar(pa.float32(), "f", wanted.least)
+    mask = pc.and_(
+        pc.is_in(rows["label"], value_set=_strings(wanted.labels)),
+        pc.greater_equal(rows["score"], least),
+    )
+    rows = rows.filter(mask)
+    if wanted.after is not None:
+        after = _scalar(pa.float64(), "d", wanted.after)
+        rows = rows.filter(pc.greater_equal(rows["start_seconds"], after))
+    if wanted.before is not None:
+        before = _scalar(pa.float64(), "d", wanted.before)
+        rows = rows.filter(pc.less_equal(rows["end_seconds"], before))
+    if wanted.source is not None:
+        rows = rows.filter(pc.starts_with(rows["uri"], wanted.source))
+    if wanted.video is not None:
+        is_named = pc.is_in(rows["uri"], value_set=_strings([wanted.video]))
+        pattern = rf"\A(?:{glob_pattern(wanted.video)})\z"
+        matches = pc.match_substring_regex(rows["uri"], pattern)
+        rows = rows.filter(pc.or_(is_named, matches))
+    if wanted.without is not None:
+        rows = rows.filter(pc.invert(pc.is_in(rows["clip_id"], value_set=wanted.without)))
+    return rows
+
+
+def _best_rows(rows: pa.Table, top: int | None) -> pa.Table:
+    if top is not None and rows.num_rows > top:  # most rows need no sorting
+        scores = rows["score"].combine_chunks()
+        ranked = pc.partition_nth_indices(scores, pivot=rows.num_rows - top)
+        least = scores.take(ranked.slice(rows.num_rows - top, 1))[0]
+        rows = rows.filter(pc.greater_equal(scores, least))
+    order = [("score", "descending"), *((n, "ascending") for n in ("uri", "clip_index", "rank"))]
+    return rows.take(pc.sort_indices(rows, sort_keys=order)).slice(0, top)
+
+
+def _scalar(data_type: pa.DataType, code: str, value: float) -> pa.Scalar:
+    """The same as `pa.scalar`, which would import pandas: half of what a first search takes."""
+    packed = pa.py_buffer(struct.pack(f"={code}", value))
+    return pa.Array.from_buffers(data_type, 1, [None, packed])[0]
+
+
+def _strings(texts: Sequence[str]) -> pa.Array:
+    """The same as `pa.array`, which would import pandas."""
+    encoded = [text.encode() for text in texts]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    data = pa.py_buffer(b"".join(encoded))
+    return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), data)
+
+
+@contextlib.contextmanager
+def _read_errors() -> Iterator[None]:
+    """Turns a file that cannot be read into our error.
+
+    Raises:
+        StorageError: in place of the library's errors.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(unreadable(error)) from error
