@@ -216,6 +216,10 @@ def _status_rows(facts: dict[str, Any]) -> list[dict[str, object]]:
         shown[f"table {name}"] = (
             f"{size['rows']:,} rows, {size['files']:,} files, {size_text(size['bytes'])}"
         )
+    sidecar = facts["similarity"]
+    shown["similarity sidecar"] = (
+        f"{sidecar['rows']:,} clips, {sidecar['files']:,} files, {size_text(sidecar['bytes'])}"
+    )
     shown["models"] = [model["tag"] for model in facts["models"]]
     shown["runs"] = len(facts["runs"])
     for run in facts["runs"][-1:]:

@@ -6,9 +6,12 @@ what it answers.
 
 import difflib
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any, Final, Self
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -38,11 +41,12 @@ from indexer.table.answers import (
 )
 from indexer.table.delta import open_table
 from indexer.table.globs import glob_pattern
+from indexer.table.neighbours import Neighbours
 from indexer.table.paths import IndexPaths
 from indexer.table.read import ask, model_rows, read
 from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, TABLES, VIDEOS
 from indexer.table.segments import SEGMENTS, SEGMENTS_VIEW, merge_windows
-from indexer.table.similar import nearest
+from indexer.table.similar import Wanted
 from indexer.table.sql import run_query
 from indexer.table.status import describe
 from indexer.table.vocabulary import matching_labels
@@ -210,7 +214,7 @@ class LabelIndex:
     ) -> pa.Table:
         """The clips that look most like one clip, by the cosine of their embeddings.
 
-        All embeddings are compared; memory does not grow with their number.
+        The answer is that of comparing all embeddings; memory does not grow with their number.
 
         Args:
             clip: a clip id, or `URI@SECONDS`: the clip of that video that shows this moment, where
@@ -227,30 +231,42 @@ class LabelIndex:
             StorageError: the index cannot be read.
         """
         _check_search(0.0, top)
-        clips = self._clips(pc.field("clip_id") == clip) if "@" not in clip else self._shown(clip)
-        if clips.num_rows != 1:
-            message = f"{self.uri} has no clip {clip!r}; give a clip id or URI@SECONDS"
-            raise QueryError(message)
-        clip_id, video_id = clips["clip_id"][0].as_py(), clips["video_id"][0].as_py()
-        rows = self.rows(EMBEDDINGS.name)
-        is_clip = (pc.field("video_id") == video_id) & (pc.field("clip_id") == clip_id)
-        embedding = read(rows, ["embedding"], is_clip)["embedding"][0].values
-        if video is not None:
-            chosen = ask(
-                CHOSEN_VIDEOS_SQL,
-                CHOSEN_VIDEOS,
-                video,
-                glob_pattern(video),
-                videos=self.rows(VIDEOS.name),
-            )
-            rows = rows.filter(pc.field("video_id").isin(chosen["video_id"].combine_chunks()))
-        if distinct_videos:
-            rows = rows.filter(pc.field("video_id") != video_id)
-        found = nearest(
-            rows, embedding, top=top, without=[clip_id], distinct_videos=distinct_videos
+        clip_id, video_id = self._clip(clip)
+        wanted = Wanted(
+            top,
+            without=(clip_id,),
+            videos=self._video_ids(video),
+            without_video=video_id if distinct_videos else None,
+            distinct_videos=distinct_videos,
         )
-        places = self._clips(pc.field("clip_id").isin(found["clip_id"].combine_chunks()))
-        return ask(SIMILAR_SQL, SIMILAR, found=found, places=places)
+        return self._like(self._neighbours.vector(clip_id, video_id), wanted)
+
+    def similar_to(
+        self,
+        embedding: npt.ArrayLike,
+        *,
+        top: int = 10,
+        distinct_videos: bool = False,
+        video: str | None = None,
+    ) -> pa.Table:
+        """The clips that look most like what has an embedding of this model.
+
+        Args:
+            embedding: as many numbers as the embeddings of the model have.
+            top: at most this many.
+            distinct_videos: only the best clip of each video.
+            video: as in `similar`.
+
+        Returns:
+            Columns `SIMILAR`: the best first, of equal ones by clip id.
+
+        Raises:
+            QueryError: the embedding is none of this model's, or an argument is impossible.
+            StorageError: the index cannot be read.
+        """
+        _check_search(0.0, top)
+        wanted = Wanted(top, videos=self._video_ids(video), distinct_videos=distinct_videos)
+        return self._like(embedding, wanted)
 
     def sql(
         self, query: str, *, timeout_seconds: float = 60.0, memory_bytes: int = 2 * 2**30
@@ -317,6 +333,37 @@ class LabelIndex:
 
     def _clips(self, wanted: pc.Expression) -> pa.Table:
         return read(self.rows(CLIPS.name), PLACES.names, wanted)
+
+    @cached_property
+    def _neighbours(self) -> Neighbours:
+        return Neighbours(self._paths, self.tag, self.rows(EMBEDDINGS.name))
+
+    def _clip(self, name: str) -> tuple[str, str]:
+        """The ids of the clip that is meant, and of its video."""
+        if "@" not in name and (video_id := self._neighbours.video_id(name)):
+            return name, video_id
+        clips = self._shown(name) if "@" in name else self._clips(pc.field("clip_id") == name)
+        if clips.num_rows != 1:
+            message = f"{self.uri} has no clip {name!r}; give a clip id or URI@SECONDS"
+            raise QueryError(message)
+        return clips["clip_id"][0].as_py(), clips["video_id"][0].as_py()
+
+    def _video_ids(self, pattern: str | None) -> tuple[str, ...] | None:
+        if pattern is None:
+            return None
+        rows = self.rows(VIDEOS.name)
+        glob = glob_pattern(pattern)
+        chosen = ask(CHOSEN_VIDEOS_SQL, CHOSEN_VIDEOS, pattern, glob, videos=rows)
+        return tuple(chosen["video_id"].to_pylist())
+
+    def _like(self, embedding: npt.ArrayLike, wanted: Wanted) -> pa.Table:
+        """The nearest clips, with their places."""
+        (found,) = self._neighbours.of(np.asarray(embedding)[None], wanted)
+        is_video = pc.field("video_id").isin(found["video_id"].combine_chunks())
+        uris = read(self.rows(VIDEOS.name), ["uri"], is_video)["uri"].combine_chunks()
+        is_clip = pc.field("clip_id").isin(found["clip_id"].combine_chunks())
+        places = self._clips(pc.field("uri").isin(uris) & is_clip)
+        return ask(SIMILAR_SQL, SIMILAR, found=found, places=places)
 
     def _shown(self, moment: str) -> pa.Table:
         """The clip that shows a moment of a video; of several, the one around it."""
