@@ -376,11 +376,18 @@ class LabelIndex:
         shown = self._clips(pc.field("uri") == self._video_uri(uri))
         return ask(SHOWN_SQL, PLACES, seconds, places=shown)
 
+    def has_video(self, name: str) -> bool:
+        """Whether a video has this uri, or one that ends with it."""
+        return bool(_called(name, self._uris()))
+
+    def _uris(self) -> list[str]:
+        known = read(self.rows(VIDEOS.name), ["uri"], pc.field("uri").is_valid())
+        return sorted(pc.unique(known["uri"]).to_pylist())
+
     def _video_uri(self, name: str) -> str:
         """The uri of the one video that has it or ends with it."""
-        known = read(self.rows(VIDEOS.name), ["uri"], pc.field("uri").is_valid())
-        uris = sorted(pc.unique(known["uri"]).to_pylist())
-        found = [name] if name in uris else [uri for uri in uris if uri.endswith(name)]
+        uris = self._uris()
+        found = _called(name, uris)
         if len(found) != 1:
             near = found or difflib.get_close_matches(name, uris, n=_NEAR_VIDEOS)
             hint = f"; did you mean {', '.join(near[:_NEAR_VIDEOS])}?" if near else ""
@@ -410,6 +417,10 @@ class LabelIndex:
         if before is not None:
             wanted &= pc.field("end_seconds") <= float(before)
         return read(rows, HITS.names, wanted)
+
+
+def _called(name: str, uris: Sequence[str]) -> list[str]:
+    return [name] if name in uris else [uri for uri in uris if uri.endswith(name)]
 
 
 def _check_search(min_score: float, top: int | None) -> None:
