@@ -163,7 +163,7 @@ def measure_lancedb(paths: IndexPaths, clip_ids: Sequence[str]) -> dict[str, obj
     """LanceDB's exact search, after it has taken the rows in; None where it is not installed."""
     if importlib.util.find_spec("lancedb") is None:
         return None
-    import lancedb
+    import lancedb  # type: ignore[import-not-found,unused-ignore]
 
     wide = pa.list_(pa.float32(), WIDTH)
     index = LabelIndex.open(paths.root_uri).rows("embeddings")
@@ -187,10 +187,10 @@ def measure_lancedb(paths: IndexPaths, clip_ids: Sequence[str]) -> dict[str, obj
     return timer.facts() | facts | {"take_in_seconds": taking_in.wall_seconds[0]}
 
 
-def truth(paths: IndexPaths, clip_ids: Sequence[str]) -> list[dict[str, list[object]]]:
+def truth(paths: IndexPaths, clip_ids: Sequence[str]) -> list[dict[str, list[Any]]]:
     """The answers of numpy in float64, ties by clip id."""
     rows = LabelIndex.open(paths.root_uri).rows("embeddings")
-    units = {}
+    units: dict[str, npt.NDArray[np.float64]] = {}
     for batch in rows.to_batches(
         columns=["clip_id", "embedding"], filter=pc.field("clip_id").isin(pa.array(clip_ids))
     ):
@@ -274,7 +274,7 @@ def apart(step: Callable[..., Result], *arguments: object) -> Result:
         return pool.submit(step, *arguments).result()
 
 
-def right(facts: dict[str, Any], expected: Sequence[dict[str, list[object]]]) -> dict[str, Any]:
+def right(facts: dict[str, Any], expected: Sequence[dict[str, list[Any]]]) -> dict[str, Any]:
     """Puts in the place of the answers how many of them are those of numpy."""
     answers = facts.pop("answers")
     same = sum(

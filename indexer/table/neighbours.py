@@ -25,7 +25,7 @@ class Neighbours:
         rows: of `embeddings`, of a snapshot.
     """
 
-    def __init__(self, paths: IndexPaths, tag: str, rows: ds.FileSystemDataset) -> None:
+    def __init__(self, paths: IndexPaths, tag: str, rows: ds.Dataset) -> None:
         self._paths, self._tag, self._rows = paths, tag, rows
 
     def of(self, queries_QD: npt.ArrayLike, wanted: Wanted) -> list[pa.Table]:
@@ -50,11 +50,13 @@ class Neighbours:
 
     @cached_property
     def _parts(self) -> Sequence[Part]:
-        digests = (digest_in_name(path) for path in self._rows.files)
+        # a snapshot without files is a dataset of another kind
+        files = self._rows.files if isinstance(self._rows, ds.FileSystemDataset) else ()
+        digests = (digest_in_name(path) for path in files)
         return open_parts(self._paths, self._tag, {digest for digest in digests if digest})
 
     @cached_property
-    def _rest(self) -> ds.FileSystemDataset:
+    def _rest(self) -> ds.Dataset:
         """The rows of the data files that have no part."""
         covered = {part.covers for part in self._parts}
         if not covered:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from indexer.cli import main
 from indexer.config import IndexConfig
 from indexer.errors import ModelError, QueryError
 from indexer.model.classify import Classifier
@@ -140,3 +141,14 @@ def test_an_index_that_does_not_name_its_model_is_refused(index, folder):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fingerprint": {}}))
     with pytest.raises(QueryError, match="does not say which model"):
         embed_moment(str(copy), index.tag, str(folder / "videos" / "short.mp4"), 1.0)
+
+
+def test_the_command_takes_a_file_that_is_not_in_the_index(index, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "new.mp4").write_bytes((folder / "videos" / "short.mp4").read_bytes())
+    assert main(["similar", index.uri, "new.mp4@1.5", "--top", "1", "--format", "json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["uri"].endswith("short.mp4")
+    assert found["similarity"] == pytest.approx(1, abs=1e-5)
+    assert main(["similar", index.uri, "missing.mp4@1.5"]) == 2
+    assert "no videos" in capsys.readouterr().err
