@@ -71,6 +71,7 @@ class LabelIndex:
         self.vocabulary = model.labels
         self._paths = paths
         self._tables = tables
+        self._rows: dict[str, ds.Dataset] = {}
 
     @classmethod
     def open(cls, uri: str, model: str | None = None) -> Self:
@@ -329,7 +330,9 @@ class LabelIndex:
 
     def rows(self, table: str) -> ds.Dataset:
         """All rows of `clips`, `embeddings`, `labels` or `videos`, to be read in pieces."""
-        return model_rows(self._tables[table], self.tag)
+        if table not in self._rows:
+            self._rows[table] = model_rows(self._tables[table], self.tag)
+        return self._rows[table]
 
     def _clips(self, wanted: pc.Expression) -> pa.Table:
         return read(self.rows(CLIPS.name), PLACES.names, wanted)

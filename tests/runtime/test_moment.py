@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
-from indexer.cli import main
 from indexer.config import IndexConfig
 from indexer.errors import ModelError, QueryError
 from indexer.model.classify import Classifier
@@ -25,6 +24,7 @@ from indexer.table.rows import RowContext, round_mantissa
 from indexer.video.motion import encode_video, iter_scene, sample_scene
 from indexer.video.sandbox import Sandbox
 from tests.table.make import NOW
+from tests.test_cli import call
 
 
 def write_video(path, label, seconds, seed):
@@ -146,9 +146,13 @@ def test_an_index_that_does_not_name_its_model_is_refused(index, folder):
 def test_the_command_takes_a_file_that_is_not_in_the_index(index, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "new.mp4").write_bytes((folder / "videos" / "short.mp4").read_bytes())
-    assert main(["similar", index.uri, "new.mp4@1.5", "--top", "1", "--format", "json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)
+    code, out, err = call(
+        capsys, "similar", index.uri, "new.mp4@1.5", "--top", "1", "--format", "json"
+    )
+    assert code == 0, err
+    (found,) = json.loads(out)
     assert found["uri"].endswith("short.mp4")
     assert found["similarity"] == pytest.approx(1, abs=1e-5)
-    assert main(["similar", index.uri, "missing.mp4@1.5"]) == 2
-    assert "no videos" in capsys.readouterr().err
+    code, _, err = call(capsys, "similar", index.uri, "missing.mp4@1.5")
+    assert code == 2
+    assert "no videos" in err

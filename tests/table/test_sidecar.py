@@ -21,12 +21,13 @@ from indexer.table.query import LabelIndex
 from indexer.table.recovery import recover
 from indexer.table.repair import repair
 from indexer.table.rows import clip_id
-from indexer.table.sidecar import Batch, part_bytes, part_sizes
+from indexer.table.sidecar import Batch, covered_digest, part_bytes, part_sizes
+from indexer.table.sidecar_checks import part_fault
 from indexer.table.similar import Wanted
 from indexer.table.verify import verify
 from tests.table.make import FINGERPRINT, TAG, VOCABULARY, Run, new_index, ref, unit
 
-VIDEOS = [f"s3://films/{name}.mp4" for name in "abcde"]
+VIDEOS = [f"s3://films/{name}.mp4" for name in "abc"]
 
 
 @pytest.fixture
@@ -52,6 +53,10 @@ def answers(run, tag=TAG):
 
 def parts(run, tag=TAG):
     return sorted(part_sizes(run.paths, tag))
+
+
+def of_sidecar(verification):
+    return [finding for finding in verification.findings if finding.table == "_similarity"]
 
 
 def covered_rows(run):
@@ -105,16 +110,16 @@ def test_answers_are_the_same_with_and_without_a_sidecar_and_with_a_stale_one(ru
     before = answers(run)
     compact(run.paths, TAG)
     assert len(parts(run)) == 1
-    assert covered_rows(run) == 20
+    assert covered_rows(run) == 12
     assert answers(run) == before
     run.add(unit("s3://films/new.mp4", range(4)))
-    assert covered_rows(run) == 20
+    assert covered_rows(run) == 12
     mixed = answers(run)
     (part,) = parts(run)
     storage.delete(run.paths.similarity_part(TAG, part))
     assert answers(run) == mixed
     compact(run.paths, TAG)
-    assert covered_rows(run) == 24
+    assert covered_rows(run) == 16
     assert answers(run) == mixed
     assert part not in parts(run)
 
@@ -134,7 +139,7 @@ def test_a_part_of_a_file_that_was_replaced_is_not_looked_at(run):
     assert len(parts(run)) == 1
     assert covered_rows(run) == 0
     found = answers(run)
-    assert len(found) == 2 * 16 + 1
+    assert len(found) == 2 * 8 + 1
     gone = ref(VIDEOS[1]).video_id
     assert all(row.get("video_id") != gone for answer in found for row in answer)
 
@@ -183,25 +188,34 @@ def test_what_a_killed_compaction_left_is_removed_by_the_next_job(run):
     (part,) = parts(run)
     for name in (".0123.tmp", f"part-{'0' * 16}-{'1' * 16}.arrow", "notes.txt"):
         storage.write_bytes(run.paths.similarity_part(TAG, name), b"x")
-    found = verify(run.paths)
-    assert [(f.promise, f.broken) for f in found.findings] == [("stray", False)] * 3
+    found = of_sidecar(verify(run.paths))
+    assert [(f.promise, f.broken) for f in found] == [("stray", False)] * 3
     removed = recover(run.paths, TAG).orphans_removed
     assert len(removed) == 3
     assert parts(run) == [part]
 
 
-def rewritten(run, change):
-    """Puts a part with other rows in the place of the part, under a name that fits its bytes."""
-    (old,) = parts(run)
-    content = storage.read_bytes(run.paths.similarity_part(TAG, old))
+def named(content, digest="0" * 16):
+    return f"part-{digest}-{hashlib.sha256(content).hexdigest()[:16]}.arrow"
+
+
+def changed_part(content, change):
     rows = change(pa.ipc.open_file(content).read_all())
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows)
-    new = sink.getvalue().to_pybytes()
-    name = f"{old[:-23]}-{hashlib.sha256(new).hexdigest()[:16]}.arrow"
-    storage.delete(run.paths.similarity_part(TAG, old))
-    storage.write_bytes(run.paths.similarity_part(TAG, name), new)
+    return sink.getvalue().to_pybytes()
+
+
+def stored_rows(count=20):
+    vectors_ND = np.random.default_rng(0).normal(size=(count, 8)).astype(np.float32)
+    return pa.table(
+        {
+            "clip_id": [f"c{number}" for number in range(count)],
+            "video_id": ["v"] * count,
+            "embedding": pa.array(list(vectors_ND), pa.list_(pa.float32())),
+        }
+    )
 
 
 def with_column(name, change):
@@ -236,26 +250,35 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("change", "says"), WRONG, ids=range(len(WRONG)))
-def test_a_wrong_part_is_found_and_removed(run, change, says):
-    compact(run.paths, TAG)
-    rewritten(run, change)
-    (finding,) = verify(run.paths).findings
-    assert (finding.table, finding.promise, finding.broken) == ("_similarity", "similarity", True)
-    assert says in finding.detail
-    assert not repair(run.paths).left.findings
-    assert parts(run) == []
+def test_what_is_wrong_with_a_part_is_said(change, says):
+    rows = stored_rows()
+    right = part_bytes([rows.slice(0, 12), rows.slice(12)])
+    assert part_fault(named(right), right, [rows.slice(0, 5), rows.slice(5)]) is None
+    wrong = changed_part(right, change)
+    assert says in part_fault(named(wrong), wrong, [rows.slice(0, 5), rows.slice(5)])
 
 
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-100], lambda b: b[:500] + b"?" + b[501:]], ids=range(2)
 )
-def test_a_damaged_part_is_found_by_its_name(run, damage):
+def test_a_damaged_part_is_found_by_its_name(damage):
+    content = part_bytes([stored_rows()])
+    assert "its sha256 is" in part_fault(named(content), damage(content), [stored_rows()])
+
+
+def test_a_wrong_part_is_found_by_verify_and_removed_by_repair(run):
     compact(run.paths, TAG)
-    (part,) = parts(run)
-    uri = run.paths.similarity_part(TAG, part)
-    storage.write_bytes(uri, damage(storage.read_bytes(uri)))
-    (finding,) = verify(run.paths).findings
-    assert "its sha256 is" in finding.detail
+    (old,) = parts(run)
+    uri = run.paths.similarity_part(TAG, old)
+    wrong = changed_part(storage.read_bytes(uri), WRONG[0][0])
+    storage.delete(uri)
+    new = run.paths.similarity_part(TAG, named(wrong, covered_digest(old)))
+    storage.write_bytes(new, wrong)
+    (finding,) = of_sidecar(verify(run.paths))
+    assert (finding.promise, finding.broken) == ("similarity", True)
+    assert f"{run.paths.similarity(TAG)[: -len(TAG)]}{finding.file}" == new
+    assert not of_sidecar(repair(run.paths).left)
+    assert parts(run) == []
 
 
 def test_a_part_that_is_cut_short_is_refused(run):
