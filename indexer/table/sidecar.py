@@ -214,7 +214,7 @@ class Batch:
         self.video_ids: pa.StringArray = rows["video_id"]
         code = rows["code"]
         self.codes = Codes(
-            code.values.to_numpy().reshape(len(code), code.type.list_size),
+            code.flatten().to_numpy().reshape(len(code), code.type.list_size),
             rows["scale"].to_numpy(),
             rows["error"].to_numpy(),
         )

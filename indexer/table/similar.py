@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -101,14 +101,16 @@ def nearest(
     if not has_direction_Q.all():
         message = "an embedding of zeros is like nothing"
         raise QueryError(message)
-    best = [_Best(unit_D, wanted) for unit_D in units_QD]
+    best = [_Best(wanted) for _ in units_QD]
     columns = [*NEIGHBOURS.names[1:], "embedding"]
+    if wanted.videos is not None:  # a data file's bounds may tell that it holds none of them
+        rest = rest.filter(pc.field("video_id").isin(pa.array(wanted.videos, pa.string())))
     for rows in rows_in_batches(rest, columns, _BATCH_ROWS):
-        fitting = rows.filter(wanted.may_be(rows["clip_id"], rows["video_id"]))
-        if fitting.num_rows:
-            vectors_ND = matrix(fitting["embedding"])
-            for one in best:
-                one.take(fitting["clip_id"], fitting["video_id"], vectors_ND)
+        may_be_N = _mask(wanted.may_be(rows["clip_id"], rows["video_id"]))
+        if may_be_N.any():
+            cosines_QN = _cosines(matrix(rows["embedding"]), units_QD)
+            for one, cosines_N in zip(best, cosines_QN, strict=True):
+                one.take(rows["clip_id"], rows["video_id"], cosines_N, may_be_N)
     if parts:
         _search_parts(parts, units_QD, best, wanted)
     return [one.rows for one in best]
@@ -117,10 +119,9 @@ def nearest(
 class _Best:
     """The best clips so far for one query."""
 
-    def __init__(self, unit_D: Vector, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted) -> None:
         self.rows = NEIGHBOURS.empty_table()
-        self._unit_D, self._top = unit_D, wanted.top
-        self._distinct_videos = wanted.distinct_videos
+        self._top, self._distinct_videos = wanted.top, wanted.distinct_videos
 
     @property
     def worst(self) -> float:
@@ -129,16 +130,19 @@ class _Best:
         return self.rows["similarity"][-1].as_py() if full else -np.inf
 
     def take(
-        self, clip_ids: pa.StringArray, video_ids: pa.StringArray, vectors_ND: npt.NDArray[Any]
+        self,
+        clip_ids: pa.StringArray,
+        video_ids: pa.StringArray,
+        cosines_N: Vector,
+        may_be_N: Mask | None = None,
     ) -> None:
-        """Compares some clips."""
-        _check_width(vectors_ND.shape[1], len(self._unit_D))
-        directions_ND, has_direction_N = directions(vectors_ND)
-        similarities_N = np.round(directions_ND @ self._unit_D, _DECIMALS)
-        found = pa.table([pa.array(similarities_N), clip_ids, video_ids], NEIGHBOURS)
-        found = found.filter(pa.array(has_direction_N & (similarities_N >= self.worst)))
-        if found.num_rows:
+        """Compares some clips, of which not all may be among them."""
+        near_N = (cosines_N >= self.worst) & (cosines_N > -np.inf)
+        near = pa.array(np.flatnonzero(near_N if may_be_N is None else near_N & may_be_N))
+        if len(near):
+            columns = [pa.array(cosines_N).take(near), clip_ids.take(near), video_ids.take(near)]
             order = [("similarity", "descending"), ("clip_id", "ascending")]
+            found = pa.table(columns, NEIGHBOURS)
             together = pa.concat_tables([self.rows, found]).sort_by(order)
             self.rows = together.take(self._kept(together)).combine_chunks()
 
@@ -207,11 +211,12 @@ def _search_parts(
     for number, (batch, may_be_N, bounds) in enumerate(_bounds(batches, units_QD, wanted)):
         for shortlist, of_query in zip(shortlists, bounds, strict=False):  # none if none may be
             shortlist.take(number, batch, of_query, may_be_N)
-    for one, shortlist in zip(best, shortlists, strict=True):
+    for one, shortlist, unit_D in zip(best, shortlists, units_QD, strict=True):
         for highest, numbers_N, rows_N in shortlist.by_upper_bound():
             if highest < one.worst:
                 break
-            one.take(*_stored(batches, numbers_N, rows_N))
+            clip_ids, video_ids, vectors_ND = _stored(batches, numbers_N, rows_N)
+            one.take(clip_ids, video_ids, _cosines(vectors_ND, unit_D[None])[0])
 
 
 def _bounds(
@@ -221,7 +226,7 @@ def _bounds(
     queries = CodedQueries(units_QD)
 
     def look(batch: Batch) -> tuple[Batch, Mask, list[Bounds]]:
-        may_be_N = wanted.may_be(batch.clip_ids, batch.video_ids).to_numpy(zero_copy_only=False)
+        may_be_N = _mask(wanted.may_be(batch.clip_ids, batch.video_ids))
         return batch, may_be_N, queries.bounds(batch.codes) if may_be_N.any() else []
 
     workers = len(os.sched_getaffinity(0))
@@ -240,6 +245,25 @@ def _stored(
         pa.concat_arrays([batch.video_ids.take(pa.array(rows)) for batch, rows in places]),
         np.concatenate([batch.vectors(rows) for batch, rows in places]),
     )
+
+
+def _cosines(
+    vectors_ND: npt.NDArray[np.float32], units_QD: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """For each query the cosines of all vectors; minus infinity for one without direction."""
+    _check_width(vectors_ND.shape[1], units_QD.shape[1])
+    wide_ND = vectors_ND.astype(np.float64)
+    norms_N = np.sqrt(np.einsum("nd,nd->n", wide_ND, wide_ND))
+    has_direction_N = norms_N > 0
+    norms_N[~has_direction_N] = 1.0
+    cosines_QN = np.round(units_QD @ wide_ND.T / norms_N, _DECIMALS)
+    cosines_QN[:, ~has_direction_N] = -np.inf
+    return cosines_QN
+
+
+def _mask(answers: pa.BooleanArray) -> Mask:
+    mask: Mask = answers.to_numpy(zero_copy_only=False)
+    return mask
 
 
 def _check_width(found: int, asked: int) -> None:

@@ -178,7 +178,7 @@ def test_no_byte_of_a_deleted_video_is_left_in_the_sidecar(run):
     delete_videos(run.paths, [VIDEOS[2]])
     assert not any(trace in content for content in bytes_below(folder).values() for trace in traces)
     compact(run.paths, TAG)
-    assert covered_rows(run) == 16
+    assert covered_rows(run) == 8
     assert not any(trace in content for content in bytes_below(folder).values() for trace in traces)
     assert not verify(run.paths).broken
 
