@@ -10,13 +10,14 @@ any more. A data file without a part is searched without one.
 """
 
 import hashlib
+import mmap
 import os
 import re
 import uuid
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -189,15 +190,48 @@ class Part:
         batches: of the rows.
     """
 
-    def __init__(self, covers: str, source: pa.NativeFile, name: str) -> None:
+    def __init__(
+        self, covers: str, content: pa.Buffer, name: str, mapped: mmap.mmap | None = None
+    ) -> None:
         self.covers = covers
         try:
-            self.rows = pa.ipc.open_file(source).read_all()
+            self.rows = pa.ipc.open_file(content).read_all()
         except pa.ArrowException as error:
             raise _damaged(name, reason(error)) from error
         if self.rows.column_names != _COLUMNS:
             raise _damaged(name, f"its columns are {self.rows.column_names}")
-        self.batches = tuple(Batch(batch) for batch in self.rows.to_batches())
+        pages = None if mapped is None else _Pages(mapped, content.address)
+        self.batches = tuple(Batch(batch, pages) for batch in self.rows.to_batches())
+
+    @classmethod
+    def open(cls, covers: str, path: Path, name: str) -> Self:
+        """Maps a part of this machine's disk.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            StorageError: it is damaged.
+        """
+        with path.open("rb") as file:
+            try:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError as error:  # it is empty
+                raise _damaged(name, str(error)) from error
+        return cls(covers, pa.py_buffer(mapped), name, mapped)
+
+
+class _Pages:
+    """The pages of a mapped part, which count as this process's memory once they were looked at."""
+
+    def __init__(self, mapped: mmap.mmap, address: int) -> None:
+        self._mapped, self._address = mapped, address
+
+    def let_go(self, content: pa.Buffer) -> None:
+        """Gives back the whole pages within a buffer; they are mapped again when needed."""
+        begin = content.address - self._address
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (begin + content.size - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if length > 0:
+            self._mapped.madvise(mmap.MADV_DONTNEED, first, length)
 
 
 class Batch:
@@ -209,7 +243,8 @@ class Batch:
         codes: of their embeddings.
     """
 
-    def __init__(self, rows: pa.RecordBatch) -> None:
+    def __init__(self, rows: pa.RecordBatch, pages: _Pages | None = None) -> None:
+        self._pages = pages
         self.clip_ids: pa.StringArray = rows["clip_id"]
         self.video_ids: pa.StringArray = rows["video_id"]
         code = rows["code"]
@@ -227,6 +262,8 @@ class Batch:
         for place, row in enumerate(rows_N.tolist()):
             packed = self._vectors[row].as_buffer()
             vectors_ND[place] = np.frombuffer(packed, f"<f{packed.size // width}")
+        if self._pages is not None:  # the kernel maps 16 pages around each row
+            self._pages.let_go(self._vectors.buffers()[2])
         return vectors_ND
 
 
@@ -248,7 +285,7 @@ def open_parts(paths: IndexPaths, tag: str, digests: Collection[str]) -> tuple[P
         uri = paths.similarity_part(tag, listed[digest])
         with suppress(FileNotFoundError):  # removed since it was listed
             local = _fetched(uri, _cache(paths, tag)) if remote else Path(storage.absolute_uri(uri))
-            parts.append(Part(digest, pa.memory_map(str(local)), storage.redact(uri)))
+            parts.append(Part.open(digest, local, storage.redact(uri)))
     return tuple(parts)
 
 

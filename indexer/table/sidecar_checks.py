@@ -23,7 +23,7 @@ def part_fault(name: str, content: bytes, tables: Iterable[pa.Table]) -> str | N
     if found[:16] != content_digest(name):
         return f"its sha256 is {found}, its name says {content_digest(name)}"
     try:
-        part = Part(covered_digest(name) or "", pa.BufferReader(content), name)
+        part = Part(covered_digest(name) or "", pa.py_buffer(content), name)
     except StorageError as error:
         return str(error)
     begin = 0

@@ -60,7 +60,7 @@ def oracle(rows, query_D, wanted):
 
 def part_of(rows, covers="0" * 16, batch_rows=7):
     tables = [pa.Table.from_batches([b]) for b in rows.to_batches(batch_size=batch_rows)]
-    return Part(covers, pa.BufferReader(part_bytes(tables)), "part")
+    return Part(covers, pa.py_buffer(part_bytes(tables)), "part")
 
 
 def ids(table):
