@@ -79,6 +79,7 @@ def test_afterwards_every_engine_sees_each_row_once_through_log_and_glob(run):
     found = compact(run.paths, TAG)
     assert [(one.table, one.files_before, one.files_after) for one in found] == [
         ("clips", 5, 1), ("embeddings", 5, 1), ("labels", 5, 1), ("videos", 6, 1),
+        ("_similarity", 0, 1),
     ]  # fmt: skip
     assert [one.rows for one in found] == [len(before[0][name]) for name in TABLES]
     check_same(run.paths, before)
