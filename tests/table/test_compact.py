@@ -81,7 +81,7 @@ def test_afterwards_every_engine_sees_each_row_once_through_log_and_glob(run):
         ("clips", 5, 1), ("embeddings", 5, 1), ("labels", 5, 1), ("videos", 6, 1),
         ("_similarity", 0, 1),
     ]  # fmt: skip
-    assert [one.rows for one in found] == [len(before[0][name]) for name in TABLES]
+    assert [one.rows for one in found[:-1]] == [len(before[0][name]) for name in TABLES]
     check_same(run.paths, before)
     check_glob(run.paths, before)
     assert len(data_files(run.paths)) == 4
