@@ -256,7 +256,7 @@ def _cosines(
     norms_N = np.sqrt(np.einsum("nd,nd->n", wide_ND, wide_ND))
     has_direction_N = norms_N > 0
     norms_N[~has_direction_N] = 1.0
-    cosines_QN = np.round(units_QD @ wide_ND.T / norms_N, _DECIMALS)
+    cosines_QN: npt.NDArray[np.float64] = np.round(units_QD @ wide_ND.T / norms_N, _DECIMALS)
     cosines_QN[:, ~has_direction_N] = -np.inf
     return cosines_QN
 
