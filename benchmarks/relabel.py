@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from benchmarks.compact import TAG, make_index
+from benchmarks._index import TAG, make_index
 from indexer.table.delta import open_table
 from indexer.table.head import Head
 from indexer.table.paths import IndexPaths
@@ -27,6 +27,7 @@ from indexer.table.relabel import relabel
 from indexer.table.schema import CLIPS, EMBEDDINGS, TableSpec
 
 LABELS = 100
+WIDTH = 768
 COMPARED = 4096
 
 
@@ -39,7 +40,7 @@ def main() -> int:
     arguments = parser.parse_args()
     paths = IndexPaths(str(arguments.folder / "index"))
     if not (arguments.folder / "index").exists():
-        make_index(paths, arguments.clips)
+        make_index(paths, arguments.clips, width=WIDTH, keep_logits=True)
     found: dict[str, object] = {"peak_mb_before": _peak_mb()}
     rng = np.random.default_rng(0)
     vectors = _first(paths, TAG, EMBEDDINGS, ds.scalar(True))["embedding"]

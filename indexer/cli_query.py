@@ -125,7 +125,13 @@ def search(
 @queries.command()
 def similar(
     index: Index,
-    clip: Annotated[str, typer.Argument(help="A clip id, or VIDEO@SECONDS.", show_default=False)],
+    clip: Annotated[
+        str,
+        typer.Argument(
+            help="A clip id, or VIDEO@SECONDS of a video of the index or of any file.",
+            show_default=False,
+        ),
+    ],
     top: Annotated[int, typer.Option(min=1, help="At most this many clips.")] = 10,
     distinct_videos: Annotated[
         bool, typer.Option("--distinct-videos", help="The best clip of each other video.")
@@ -134,8 +140,19 @@ def similar(
     model: Tag = None,
     fmt: OutFormat = Format.table,
 ) -> int:
-    """Find the clips that look most like one, by their embeddings."""
-    table = _open(index, model).similar(clip, top=top, distinct_videos=distinct_videos, video=video)
+    """Find the clips that look most like one, by their embeddings.
+
+    A video that is not in the index is decoded and embedded with the index's own model.
+    """
+    opened = _open(index, model)
+    moment = _moment_of_file(opened, clip)
+    if moment is None:
+        table = opened.similar(clip, top=top, distinct_videos=distinct_videos, video=video)
+    else:
+        from indexer.runtime.moment import embed_moment
+
+        embedding = embed_moment(opened.uri, opened.tag, *moment)
+        table = opened.similar_to(embedding, top=top, distinct_videos=distinct_videos, video=video)
     _print_table(table, fmt, "there is no other clip to compare with", _SIMILAR_COLUMNS)
     return 0
 
@@ -224,6 +241,20 @@ def export(
     return 0
 
 
+def _moment_of_file(opened: "LabelIndex", clip: str) -> tuple[str, float] | None:
+    """A file that is not in the index, and seconds; None where the index knows the video."""
+    from indexer import storage
+
+    name, _, text = clip.rpartition("@")
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    if not name or opened.has_video(name) or not storage.exists(name):
+        return None
+    return name, seconds
+
+
 def _open(index: str, model: str | None) -> "LabelIndex":
     from indexer.table.query import LabelIndex
 
@@ -262,6 +293,10 @@ def _status_rows(facts: dict[str, Any]) -> list[dict[str, object]]:
         shown[f"table {name}"] = (
             f"{size['rows']:,} rows, {size['files']:,} files, {size_text(size['bytes'])}"
         )
+    sidecar = facts["similarity"]
+    shown["similarity sidecar"] = (
+        f"{sidecar['rows']:,} clips, {sidecar['files']:,} files, {size_text(sidecar['bytes'])}"
+    )
     shown["models"] = [model["tag"] for model in facts["models"]]
     shown["runs"] = len(facts["runs"])
     for run in facts["runs"][-1:]:

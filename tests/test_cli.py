@@ -27,8 +27,8 @@ def call(capsys, *args):
 
 def test_the_commands_are_those_of_the_contract():
     assert sorted(COMMANDS) == [
-        "compact", "delete", "demo", "doctor", "duplicates", "errors", "export", "gallery", "labels",
-        "plan", "relabel", "run", "search", "similar", "sql", "status", "verify", "video",
+        "compact", "delete", "demo", "doctor", "duplicates", "errors", "export", "gallery",
+        "labels", "plan", "relabel", "run", "search", "similar", "sql", "status", "verify", "video",
     ]  # fmt: skip
 
 

@@ -43,7 +43,8 @@ def test_compact_prints_what_became_of_each_table(capsys, index):
     rows = json.loads(out)
     assert code == 0
     assert [(row["table"], row["files_before"], row["files_after"]) for row in rows] == [
-        (name, 2, 1) for name in TABLES
+        *((name, 2, 1) for name in TABLES),
+        ("_similarity", 0, 1),
     ]
     assert f"{TAG} labels: 2 files are 1 now" in err
     assert call(capsys, "compact", index, "--model", TAG, "--keep-history")[0] == 0

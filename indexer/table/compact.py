@@ -5,6 +5,9 @@
     labels      by (label, score desc)      all of them, so that a label lies in one place
     videos      by (uri, unit, attempt)     small files only
 
+Then each file of `embeddings` that has no part of the similarity sidecar gets one (`sidecar`), and
+parts of files that are gone go.
+
 Each table changes in one commit, which takes the old files out and puts the new ones in: a reader
 of the log sees the old rows or the new, which are the same. Files that a running job adds
 meanwhile stay. Killed anywhere, the command is given again: tables that were done stay done, files
@@ -27,9 +30,10 @@ from indexer.errors import CommitConflict, ConfigError, StorageError
 from indexer.table.delta import LiveFile
 from indexer.table.lease import Waiting, say_nothing
 from indexer.table.maintenance import Maintainer, maintaining
-from indexer.table.paths import IndexPaths
+from indexer.table.paths import SIMILARITY, IndexPaths
 from indexer.table.read import file_batches
-from indexer.table.schema import LABELS, TABLES, TableSpec
+from indexer.table.schema import EMBEDDINGS, LABELS, TABLES, TableSpec
+from indexer.table.sidecar import part_sizes, remove_stale, write_missing
 from indexer.table.sorting import sorted_rows
 from indexer.table.write import DataFile, write_sorted
 
@@ -42,12 +46,12 @@ _BATCH_ROWS: Final = 8192
 
 @dataclass(frozen=True, slots=True)
 class CompactedTable:
-    """What became of one table of one model.
+    """What became of one table, or of the similarity sidecar, of one model.
 
     Attributes:
         model: tag of the model.
-        table: name of the table.
-        rows: rows that were rewritten.
+        table: name of the table, or of the folder of sidecars.
+        rows: rows that were rewritten, or coded.
         files_before: files of the model before.
         files_after: files of the model after.
         bytes_before: of the files before.
@@ -96,6 +100,8 @@ def compact(
         for spec in TABLES.values():
             done.append(_compact_table(maintainer, spec, target_bytes))
             progress(done[-1])
+        done.append(_code_embeddings(maintainer))
+        progress(done[-1])
         if not keep_history:
             maintainer.vacuum()
     return tuple(done)
@@ -115,6 +121,24 @@ def _compact_table(maintainer: Maintainer, spec: TableSpec, target_bytes: int) -
         f" were being compacted {_TRIES} times; compact again when it is done"
     )
     raise CommitConflict(message)
+
+
+def _code_embeddings(maintainer: Maintainer) -> CompactedTable:
+    """Brings the similarity sidecar up to date."""
+    paths, tag = maintainer.paths, maintainer.tag
+    before = part_sizes(paths, tag)
+    rows = sum(file.rows for file in write_missing(paths, tag, maintainer.live(EMBEDDINGS)))
+    remove_stale(paths, tag, maintainer.live(EMBEDDINGS))
+    after = part_sizes(paths, tag)
+    return CompactedTable(
+        model=tag,
+        table=SIMILARITY,
+        rows=rows,
+        files_before=len(before),
+        files_after=len(after),
+        bytes_before=sum(before.values()),
+        bytes_after=sum(after.values()),
+    )
 
 
 def _chosen(files: Sequence[LiveFile], spec: TableSpec, target_bytes: int) -> list[LiveFile]:

@@ -3,7 +3,7 @@
 1. The videos are marked as deleted (`deleted`), so that a run does not bring them back.
 2. Run reports forget them.
 3. Their rows are taken out of all tables, by a commit like that of a run.
-4. The data files that held them are deleted.
+4. The data files that held them are deleted, and the parts of the similarity sidecar of these.
 5. The logs forget them: bounds of columns and records of commits name URIs too. Each log goes on
    from a new checkpoint, and all that is older is deleted; time travel to before ends with it.
 
@@ -34,8 +34,9 @@ from indexer.table.maintenance import Maintainer, maintaining, new_run_id
 from indexer.table.paths import IndexPaths
 from indexer.table.read import model_rows, read
 from indexer.table.recovery import begin
-from indexer.table.schema import TABLES, VIDEOS, TableSpec
+from indexer.table.schema import EMBEDDINGS, TABLES, VIDEOS, TableSpec
 from indexer.table.shard import Shard
+from indexer.table.sidecar import remove_stale
 from indexer.table.strays import LOG
 
 COMMAND: Final = "delete"
@@ -106,6 +107,7 @@ def delete_videos(
         reports = _forget_in_reports(paths, chosen, known)
         for name in chosen:
             _remove_rows(paths, name, leases[name], known)
+            remove_stale(paths, name, maintainers[name].live(EMBEDDINGS))
         return Deletion(
             video_ids=tuple(known),
             models=tuple(chosen),

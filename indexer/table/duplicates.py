@@ -16,7 +16,15 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from indexer.errors import QueryError
-from indexer.table.pairs import Compared, Pairs, ignored, similar_pairs
+from indexer.table.pairs import (
+    MAX_NEIGHBOURS,
+    MIN_HITS,
+    MIN_SIMILARITY,
+    Compared,
+    Pairs,
+    ignored,
+    similar_pairs,
+)
 from indexer.table.read import ask
 from indexer.table.whitening import Vectors, whitened
 

@@ -9,6 +9,9 @@ from indexer import storage
 from indexer.errors import ConfigError
 from indexer.table.schema import PARTITION
 
+SIMILARITY: Final = "_similarity"
+"""Folder of the similarity sidecars."""
+
 _ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
@@ -82,6 +85,14 @@ class IndexPaths:
     def removal_json(self, tag: str, name: str) -> str:
         """One such list."""
         return storage.join(self.removals(tag), f"{name}.json")
+
+    def similarity(self, tag: str) -> str:
+        """Folder of the similarity sidecar of one model."""
+        return storage.join(self.root_uri, SIMILARITY, tag)
+
+    def similarity_part(self, tag: str, name: str) -> str:
+        """The part of the sidecar that belongs to one data file of `embeddings`."""
+        return storage.join(self.similarity(tag), name)
 
     def partition(self, table: str, tag: str) -> str:
         """Folder of one model's data files in one table."""

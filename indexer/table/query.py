@@ -8,9 +8,12 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
@@ -49,6 +52,9 @@ from indexer.table.vocabulary import matching_labels
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
+    from indexer.table.neighbours import Neighbours
+    from indexer.table.similar import Choice
+
 _NEAR_VIDEOS: Final = 3
 
 
@@ -70,6 +76,7 @@ class LabelIndex:
         self._paths = paths
         self._tables = tables
         self._read_postings: Postings | None = None
+        self._rows: dict[str, ds.Dataset] = {}
 
     @classmethod
     def open(cls, uri: str, model: str | None = None) -> Self:
@@ -214,7 +221,7 @@ class LabelIndex:
     ) -> pa.Table:
         """The clips that look most like one clip, by the cosine of their embeddings.
 
-        All embeddings are compared; memory does not grow with their number.
+        The answer is that of comparing all embeddings; memory does not grow with their number.
 
         Args:
             clip: a clip id, or `URI@SECONDS`: the clip of that video that shows this moment, where
@@ -230,33 +237,47 @@ class LabelIndex:
             QueryError: there is no such clip, or an argument is impossible.
             StorageError: the index cannot be read.
         """
-        from indexer.table.similar import nearest
+        from indexer.table.similar import Choice
 
         _check_search(0.0, top)
-        clips = self._clips(pc.field("clip_id") == clip) if "@" not in clip else self._shown(clip)
-        if clips.num_rows != 1:
-            message = f"{self.uri} has no clip {clip!r}; give a clip id or URI@SECONDS"
-            raise QueryError(message)
-        clip_id, video_id = clips["clip_id"][0].as_py(), clips["video_id"][0].as_py()
-        rows = self.rows(EMBEDDINGS.name)
-        is_clip = (pc.field("video_id") == video_id) & (pc.field("clip_id") == clip_id)
-        embedding = read(rows, ["embedding"], is_clip)["embedding"][0].values
-        if video is not None:
-            chosen = ask(
-                CHOSEN_VIDEOS_SQL,
-                CHOSEN_VIDEOS,
-                video,
-                glob_pattern(video),
-                videos=self.rows(VIDEOS.name),
-            )
-            rows = rows.filter(pc.field("video_id").isin(chosen["video_id"].combine_chunks()))
-        if distinct_videos:
-            rows = rows.filter(pc.field("video_id") != video_id)
-        found = nearest(
-            rows, embedding, top=top, without=[clip_id], distinct_videos=distinct_videos
+        clip_id, video_id = self._clip(clip)
+        choice = Choice(
+            top,
+            without=(clip_id,),
+            videos=self._video_ids(video),
+            without_video=video_id if distinct_videos else None,
+            distinct_videos=distinct_videos,
         )
-        places = self._clips(pc.field("clip_id").isin(found["clip_id"].combine_chunks()))
-        return ask(SIMILAR_SQL, SIMILAR, found=found, places=places)
+        return self._like(self._neighbours.vector(clip_id, video_id), choice)
+
+    def similar_to(
+        self,
+        embedding: npt.ArrayLike,
+        *,
+        top: int = 10,
+        distinct_videos: bool = False,
+        video: str | None = None,
+    ) -> pa.Table:
+        """The clips that look most like what has an embedding of this model.
+
+        Args:
+            embedding: as many numbers as the embeddings of the model have.
+            top: at most this many.
+            distinct_videos: only the best clip of each video.
+            video: as in `similar`.
+
+        Returns:
+            Columns `SIMILAR`: the best first, of equal ones by clip id.
+
+        Raises:
+            QueryError: the embedding is none of this model's, or an argument is impossible.
+            StorageError: the index cannot be read.
+        """
+        from indexer.table.similar import Choice
+
+        _check_search(0.0, top)
+        choice = Choice(top, videos=self._video_ids(video), distinct_videos=distinct_videos)
+        return self._like(embedding, choice)
 
     def duplicates(
         self,
@@ -370,10 +391,45 @@ class LabelIndex:
 
     def rows(self, table: str) -> "ds.Dataset":
         """All rows of `clips`, `embeddings`, `labels` or `videos`, to be read in pieces."""
-        return model_rows(self._tables[table], self.tag)
+        if table not in self._rows:
+            self._rows[table] = model_rows(self._tables[table], self.tag)
+        return self._rows[table]
 
     def _clips(self, wanted: pc.Expression) -> pa.Table:
         return read(self.rows(CLIPS.name), PLACES.names, wanted)
+
+    @cached_property
+    def _neighbours(self) -> "Neighbours":
+        from indexer.table.neighbours import Neighbours
+
+        return Neighbours(self._paths, self.tag, self.rows(EMBEDDINGS.name))
+
+    def _clip(self, name: str) -> tuple[str, str]:
+        """The ids of the clip that is meant, and of its video."""
+        if "@" not in name and (video_id := self._neighbours.video_id(name)):
+            return name, video_id
+        clips = self._shown(name) if "@" in name else self._clips(pc.field("clip_id") == name)
+        if clips.num_rows != 1:
+            message = f"{self.uri} has no clip {name!r}; give a clip id or URI@SECONDS"
+            raise QueryError(message)
+        return clips["clip_id"][0].as_py(), clips["video_id"][0].as_py()
+
+    def _video_ids(self, pattern: str | None) -> tuple[str, ...] | None:
+        if pattern is None:
+            return None
+        rows = self.rows(VIDEOS.name)
+        glob = glob_pattern(pattern)
+        chosen = ask(CHOSEN_VIDEOS_SQL, CHOSEN_VIDEOS, pattern, glob, videos=rows)
+        return tuple(chosen["video_id"].to_pylist())
+
+    def _like(self, embedding: npt.ArrayLike, choice: "Choice") -> pa.Table:
+        """The nearest clips, with their places."""
+        (found,) = self._neighbours.of(np.asarray(embedding)[None], choice)
+        is_video = pc.field("video_id").isin(found["video_id"].combine_chunks())
+        uris = read(self.rows(VIDEOS.name), ["uri"], is_video)["uri"].combine_chunks()
+        is_clip = pc.field("clip_id").isin(found["clip_id"].combine_chunks())
+        places = self._clips(pc.field("uri").isin(uris) & is_clip)
+        return ask(SIMILAR_SQL, SIMILAR, found=found, places=places)
 
     def _shown(self, moment: str) -> pa.Table:
         """The clip that shows a moment of a video; of several, the one around it."""
@@ -386,11 +442,18 @@ class LabelIndex:
         shown = self._clips(pc.field("uri") == self._video_uri(uri))
         return ask(SHOWN_SQL, PLACES, seconds, places=shown)
 
+    def has_video(self, name: str) -> bool:
+        """Whether a video has this uri, or one that ends with it."""
+        return bool(_called(name, self._uris()))
+
+    def _uris(self) -> list[str]:
+        known = read(self.rows(VIDEOS.name), ["uri"], pc.field("uri").is_valid())
+        return sorted(pc.unique(known["uri"]).to_pylist())
+
     def _video_uri(self, name: str) -> str:
         """The uri of the one video that has it or ends with it."""
-        known = read(self.rows(VIDEOS.name), ["uri"], pc.field("uri").is_valid())
-        uris = sorted(pc.unique(known["uri"]).to_pylist())
-        found = [name] if name in uris else [uri for uri in uris if uri.endswith(name)]
+        uris = self._uris()
+        found = _called(name, uris)
         if len(found) != 1:
             near = found or difflib.get_close_matches(name, uris, n=_NEAR_VIDEOS)
             hint = f"; did you mean {', '.join(near[:_NEAR_VIDEOS])}?" if near else ""
@@ -420,6 +483,10 @@ def _registered(paths: IndexPaths, model: str | None) -> catalog.RegisteredModel
         message = f"the index {uri} is empty; fill it with: indexer run VIDEOS --index {uri}"
         raise QueryError(message)
     return models[-1]
+
+
+def _called(name: str, uris: Sequence[str]) -> list[str]:
+    return [name] if name in uris else [uri for uri in uris if uri.endswith(name)]
 
 
 def _check_search(min_score: float, top: int | None) -> None:

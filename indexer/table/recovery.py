@@ -35,7 +35,8 @@ from indexer.table.record import (
     epoch_application,
     sequence_application,
 )
-from indexer.table.schema import CLIPS, TABLES, VIDEOS
+from indexer.table.schema import CLIPS, EMBEDDINGS, TABLES, VIDEOS
+from indexer.table.sidecar import stale_names
 from indexer.table.strays import LOG, files_below, removed_paths
 
 _READ_THREADS: Final = 16
@@ -47,8 +48,8 @@ class Unfinished:
 
     Attributes:
         commits: that are half done.
-        orphans: URIs of files that belong to nobody: data files that no commit names, and lists of
-            removals that are done.
+        orphans: URIs of files that belong to nobody: data files that no commit names, lists of
+            removals that are done, and parts of the similarity sidecar without a data file.
     """
 
     commits: tuple[CommitRecord, ...]
@@ -246,6 +247,7 @@ def _orphans(
 ) -> Iterator[str]:
     listed = {name: files_below(paths.partition(name, tag)) for name in TABLES}
     lists = storage.list_names(paths.removals(tag))
+    parts = storage.list_names(paths.similarity(tag))
     live = frozenset(lease.run_id for lease in live_leases(paths, tag)) - {run_id}
     planned = {(file.table, file.path.rpartition("/")[2]) for c in commits for file in c.files}
     for spec in TABLES.values():
@@ -264,6 +266,15 @@ def _orphans(
         for name in lists
         if name not in waiting and not any(name.startswith(f"{run}-") for run in live)
     )
+    yield from _stale_parts(paths, tag, [name for name in parts if not _may_be_of(name, live)])
+
+
+def _stale_parts(paths: IndexPaths, tag: str, names: list[str]) -> Iterator[str]:
+    """Of the similarity sidecar, what belongs to no data file; the log is read after the names."""
+    embeddings = open_table(paths, EMBEDDINGS) if names else None
+    if embeddings is not None:
+        for name in stale_names(names, live_files(embeddings, tag)):
+            yield paths.similarity_part(tag, name)
 
 
 def _may_be_of(name: str, runs: frozenset[str]) -> bool:

@@ -3,7 +3,8 @@
 Half-done commits are finished and files of nobody removed, as every job does. A data file of which
 the log says what is not true, or whose rows are out of order, is written anew. One that is missing
 or damaged is taken out of its table, for nobody could read it (its bytes stay until the
-next compaction). Postings are made again from the clips where they differ from these. What then is
+next compaction). A part of the similarity sidecar that is wrong is removed: the next compaction
+makes it again. Postings are made again from the clips where they differ from these. What then is
 still broken needs the videos: they are named, and a run with `--if-exists overwrite` indexes them.
 """
 
@@ -16,15 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from indexer import storage
 from indexer.table import catalog
 from indexer.table.compact import TARGET_BYTES
 from indexer.table.lease import Waiting, held, say_nothing
 from indexer.table.maintenance import Maintainer, maintaining, new_run_id
-from indexer.table.paths import IndexPaths
+from indexer.table.paths import SIMILARITY, IndexPaths
 from indexer.table.read import file_batches
 from indexer.table.recovery import begin
-from indexer.table.schema import CLIPS, LABELS, TABLES, TableSpec
+from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, TABLES, TableSpec
 from indexer.table.shard import Shard
+from indexer.table.sidecar import remove_stale
 from indexer.table.sorting import sorted_rows
 from indexer.table.verify import DESCRIBED, Verification, verify
 from indexer.table.write import DataFile, write_sorted
@@ -88,6 +91,7 @@ def repair(paths: IndexPaths, tag: str | None = None, *, waiting: Waiting = say_
             if _postings_differ(found):
                 _derive_postings(maintainer, catalog.read_model(paths, name).labels)
                 postings.append(name)
+            _drop_wrong_parts(maintainer, found)
         return Repair(
             commits=commits,
             orphans=orphans,
@@ -105,6 +109,14 @@ def _drop_damaged(maintainer: Maintainer, found: Verification) -> Iterator[tuple
         if files:
             maintainer.replace(spec, files, (), same_rows=False)
             yield from ((spec.name, file.path) for file in files)
+
+
+def _drop_wrong_parts(maintainer: Maintainer, found: Verification) -> None:
+    """Removes what of the similarity sidecar is wrong, or belongs to no data file by now."""
+    for finding in found.findings:
+        if finding.table == SIMILARITY:
+            storage.delete(storage.join(maintainer.paths.root_uri, SIMILARITY, finding.file))
+    remove_stale(maintainer.paths, maintainer.tag, maintainer.live(EMBEDDINGS))
 
 
 def _rewrite_misdescribed(maintainer: Maintainer, found: Verification) -> Iterator[tuple[str, str]]:

@@ -1,9 +1,19 @@
-"""The clips that look most like one: exact cosine similarity over all embeddings.
+"""The clips that look most like some vectors: exact cosine similarity over all embeddings.
 
-Axes in array names: N clips, D the model's hidden size.
+Rows of data files that the sidecar covers are looked at through their codes first. A code proves
+between which bounds a cosine lies, so a row is passed over only if its upper bound lies below the
+cosines of as many better ones as are asked for; the others are compared as they are stored, from
+the highest upper bound down, until no bound reaches the worst of the best. All other rows are
+compared as they are stored. Either way the answer is that of comparing everything in float64.
+
+Axes in array names: N clips, D the model's hidden size, Q queries.
 """
 
-from collections.abc import Iterable
+import heapq
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -13,7 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from indexer.errors import QueryError
-from indexer.table.read import ask, rows_in_batches
+from indexer.table.codes import Bounds, CodedQueries, directions
+from indexer.table.read import rows_in_batches
+from indexer.table.sidecar import Batch, Part, matrix
 
 NEIGHBOURS: Final = pa.schema(
     [
@@ -26,69 +38,235 @@ NEIGHBOURS: Final = pa.schema(
 _BATCH_ROWS: Final = 16 * 1024
 """Embeddings in memory at once: 150 MB where D is 768, of which two thirds are float64."""
 
+_FIRST_LOOK_ROWS: Final = 256
+"""Rows that are compared as they are stored before it is asked whether any other may be better."""
+
 _DECIMALS: Final = 12
 """To which similarities are rounded: equal embeddings are equally similar, wherever they lie."""
 
-_BEST_SQL: Final = """
-    SELECT similarity, clip_id, video_id FROM found ORDER BY similarity DESC, clip_id LIMIT $1
-"""
-_BEST_OF_VIDEOS_SQL: Final = """
-    SELECT similarity, clip_id, video_id FROM found
-    QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY similarity DESC, clip_id) = 1
-    ORDER BY similarity DESC, clip_id LIMIT $1
-"""
+Vector = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which rows may be among the answers, and how many answers there are.
+
+    Attributes:
+        top: at most this many.
+        without: clip ids that are left out.
+        videos: ids of the only videos to look at; None looks at all.
+        without_video: id of a video that is left out.
+        distinct_videos: only the best clip of each video.
+    """
+
+    top: int
+    without: tuple[str, ...] = ()
+    videos: tuple[str, ...] | None = None
+    without_video: str | None = None
+    distinct_videos: bool = False
+
+    def may_be(self, clip_ids: pa.StringArray, video_ids: pa.StringArray) -> pa.BooleanArray:
+        """Of each row, whether it may be among the answers."""
+        fits = pc.invert(pc.is_in(clip_ids, value_set=pa.array(self.without, pa.string())))
+        if self.videos is not None:
+            chosen = pa.array(self.videos, pa.string())
+            fits = pc.and_(fits, pc.is_in(video_ids, value_set=chosen))
+        if self.without_video is not None:
+            fits = pc.and_(fits, pc.not_equal(video_ids, self.without_video))
+        return fits
 
 
 def nearest(
-    embeddings: ds.Dataset,
-    query_D: npt.ArrayLike,
-    *,
-    top: int,
-    without: Iterable[str] = (),
-    distinct_videos: bool = False,
-) -> pa.Table:
-    """The clips with the highest cosine similarity to a vector, computed in float64.
+    rest: ds.Dataset, parts: Sequence[Part], queries_QD: npt.ArrayLike, choice: Choice
+) -> list[pa.Table]:
+    """The clips with the highest cosine similarity to each of some vectors, computed in float64.
 
     Args:
-        embeddings: `clip_id`, `video_id` and `embedding` of all clips.
-        query_D: the vector.
-        top: at most this many.
-        without: clip ids that are left out.
-        distinct_videos: only the best clip of each video.
+        rest: `clip_id`, `video_id` and `embedding` of the clips that no part covers.
+        parts: of the sidecar.
+        queries_QD: the vectors.
+        choice: which clips, and how many.
 
     Returns:
-        Columns `NEIGHBOURS`: the best first, of equal ones by clip id. Clips whose embedding has no
-        direction, being all zeros, are left out.
+        For each vector a table of the columns `NEIGHBOURS`: the best first, of equal ones by clip
+        id. Clips whose embedding has no direction, being all zeros, are left out.
 
     Raises:
-        QueryError: the vector has no direction.
+        QueryError: a vector has no direction, or another length than the embeddings.
         StorageError: the rows cannot be read.
     """
-    unit_D = np.asarray(query_D, np.float64)
-    length = np.linalg.norm(unit_D)
-    if not length > 0:
+    units_QD, has_direction_Q = directions(np.atleast_2d(np.asarray(queries_QD, np.float64)))
+    if not has_direction_Q.all():
         message = "an embedding of zeros is like nothing"
         raise QueryError(message)
-    unit_D = unit_D / length
-    unwanted = pa.array(without, pa.string())
-    best = NEIGHBOURS.empty_table()
-    sql = _BEST_OF_VIDEOS_SQL if distinct_videos else _BEST_SQL
-    for batch in rows_in_batches(embeddings, [*NEIGHBOURS.names[1:], "embedding"], _BATCH_ROWS):
-        found = _scored(batch, unit_D, unwanted)
-        if best.num_rows == top:
-            found = found.filter(pc.field("similarity") >= best["similarity"][-1])
-        if found.num_rows:
-            best = ask(sql, NEIGHBOURS, top, found=pa.concat_tables([best, found]))
-    return best
+    best = [_Best(choice) for _ in units_QD]
+    columns = [*NEIGHBOURS.names[1:], "embedding"]
+    if choice.videos is not None:  # a data file's bounds may tell that it holds none of them
+        rest = rest.filter(pc.field("video_id").isin(pa.array(choice.videos, pa.string())))
+    for rows in rows_in_batches(rest, columns, _BATCH_ROWS):
+        may_be_N = _mask(choice.may_be(rows["clip_id"], rows["video_id"]))
+        if may_be_N.any():
+            cosines_QN = _cosines(matrix(rows["embedding"]), units_QD)
+            for one, cosines_N in zip(best, cosines_QN, strict=True):
+                one.take(rows["clip_id"], rows["video_id"], cosines_N, may_be_N)
+    if parts:
+        _search_parts(parts, units_QD, best, choice)
+    return [one.rows for one in best]
 
 
-def _scored(batch: pa.RecordBatch, unit_D: npt.NDArray[np.float64], unwanted: pa.Array) -> pa.Table:
-    batch = batch.filter(pc.invert(pc.is_in(batch["clip_id"], value_set=unwanted)))
-    flat = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
-    vectors_ND = flat.astype(np.float64).reshape(-1, len(unit_D))
-    norms_N = np.linalg.norm(vectors_ND, axis=1)
+class _Best:
+    """The best clips so far for one query."""
+
+    def __init__(self, choice: Choice) -> None:
+        self.rows = NEIGHBOURS.empty_table()
+        self._top, self._distinct_videos = choice.top, choice.distinct_videos
+
+    @property
+    def worst(self) -> float:
+        """What a clip must reach to be among them."""
+        full = self.rows.num_rows == self._top
+        return self.rows["similarity"][-1].as_py() if full else -np.inf
+
+    def take(
+        self,
+        clip_ids: pa.StringArray,
+        video_ids: pa.StringArray,
+        cosines_N: Vector,
+        may_be_N: Mask | None = None,
+    ) -> None:
+        """Compares some clips, of which not all may be among them."""
+        near_N = (cosines_N >= self.worst) & (cosines_N > -np.inf)
+        near = pa.array(np.flatnonzero(near_N if may_be_N is None else near_N & may_be_N))
+        if len(near):
+            columns = [pa.array(cosines_N).take(near), clip_ids.take(near), video_ids.take(near)]
+            order = [("similarity", "descending"), ("clip_id", "ascending")]
+            found = pa.table(columns, NEIGHBOURS)
+            together = pa.concat_tables([self.rows, found]).sort_by(order)
+            self.rows = together.take(self._kept(together)).combine_chunks()
+
+    def _kept(self, rows: pa.Table) -> pa.Array:
+        """Of sorted rows, the places of the first ones; where so asked, of different videos."""
+        if not self._distinct_videos:
+            return pa.array(range(min(self._top, rows.num_rows)))
+        videos_N = rows["video_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+        _, first = np.unique(videos_N, return_index=True)
+        return pa.array(np.sort(first)[: self._top])
+
+
+class _Shortlist:
+    """The rows whose upper bounds reach what so many others are certain to reach."""
+
+    def __init__(self, choice: Choice, least: float) -> None:
+        self._wanted = choice
+        self._least = max(least, -2.0)  # below any cosine
+        self._certain: dict[str, float] = {}
+        self._rows: list[tuple[int, Places, Vector]] = []
+
+    def take(self, number: int, batch: Batch, bounds: Bounds, may_be_N: Mask) -> None:
+        """Looks at the bounds of the rows of a batch."""
+        lower_N, upper_N = (np.where(may_be_N, bound_N, -np.inf) for bound_N in bounds)
+        self._raise_least(batch, lower_N)
+        near = np.flatnonzero(upper_N >= self._least)
+        if len(near):
+            self._rows.append((number, near, upper_N[near]))
+
+    def _raise_least(self, batch: Batch, lower_N: Vector) -> None:
+        names = batch.video_ids if self._wanted.distinct_videos else batch.clip_ids
+        better = np.flatnonzero(lower_N > self._least)
+        fresh: dict[str, float] = {}
+        for row in better[np.argsort(-lower_N[better])].tolist():
+            if len(fresh) == self._wanted.top:
+                break
+            fresh.setdefault(names[row].as_py(), float(lower_N[row]))
+        for name, lower in fresh.items():
+            self._certain[name] = max(lower, self._certain.get(name, lower))
+        if len(self._certain) >= self._wanted.top:
+            best = heapq.nlargest(self._wanted.top, self._certain.items(), key=lambda item: item[1])
+            self._certain, self._least = dict(best), max(self._least, best[-1][1])
+
+    def by_upper_bound(self) -> Iterator[tuple[float, Places, Places]]:
+        """The rows in pieces that grow: highest bound, numbers of batches, places in them."""
+        if not self._rows:
+            return
+        upper_N = np.concatenate([upper for _, _, upper in self._rows])
+        rows_N = np.concatenate([rows for _, rows, _ in self._rows])
+        batches_N = np.repeat([n for n, _, _ in self._rows], [len(r) for _, r, _ in self._rows])
+        order = np.argsort(-upper_N)
+        start, size = 0, max(_FIRST_LOOK_ROWS, 2 * self._wanted.top)
+        while start < len(order):
+            piece = order[start : start + size]
+            yield float(upper_N[piece[0]]), batches_N[piece], rows_N[piece]
+            start, size = start + size, min(2 * size, _BATCH_ROWS)
+
+
+def _search_parts(
+    parts: Sequence[Part], units_QD: npt.NDArray[np.float64], best: Sequence[_Best], choice: Choice
+) -> None:
+    batches = [batch for part in parts for batch in part.batches]
+    for batch in batches[:1]:
+        _check_width(batch.codes.codes_ND.shape[1], units_QD.shape[1])
+    shortlists = [_Shortlist(choice, one.worst) for one in best]
+    for number, (batch, may_be_N, bounds) in enumerate(_bounds(batches, units_QD, choice)):
+        for shortlist, of_query in zip(shortlists, bounds, strict=False):  # none if none may be
+            shortlist.take(number, batch, of_query, may_be_N)
+    for one, shortlist, unit_D in zip(best, shortlists, units_QD, strict=True):
+        for highest, numbers_N, rows_N in shortlist.by_upper_bound():
+            if highest < one.worst:
+                break
+            clip_ids, video_ids, vectors_ND = _stored(batches, numbers_N, rows_N)
+            one.take(clip_ids, video_ids, _cosines(vectors_ND, unit_D[None])[0])
+
+
+def _bounds(
+    batches: Sequence[Batch], units_QD: npt.NDArray[np.float64], choice: Choice
+) -> Iterator[tuple[Batch, Mask, list[Bounds]]]:
+    """The bounds of all rows for all queries; of a few batches at a time, on all processors."""
+    queries = CodedQueries(units_QD)
+
+    def look(batch: Batch) -> tuple[Batch, Mask, list[Bounds]]:
+        may_be_N = _mask(choice.may_be(batch.clip_ids, batch.video_ids))
+        return batch, may_be_N, queries.bounds(batch.codes) if may_be_N.any() else []
+
+    workers = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(batches), 2 * workers):
+            yield from pool.map(look, batches[start : start + 2 * workers])
+
+
+def _stored(
+    batches: Sequence[Batch], numbers_N: Places, rows_N: Places
+) -> tuple[pa.StringArray, pa.StringArray, npt.NDArray[np.float32]]:
+    """Ids and stored embeddings of some rows."""
+    places = [(batches[n], np.sort(rows_N[numbers_N == n])) for n in np.unique(numbers_N).tolist()]
+    return (
+        pa.concat_arrays([batch.clip_ids.take(pa.array(rows)) for batch, rows in places]),
+        pa.concat_arrays([batch.video_ids.take(pa.array(rows)) for batch, rows in places]),
+        np.concatenate([batch.vectors(rows) for batch, rows in places]),
+    )
+
+
+def _cosines(
+    vectors_ND: npt.NDArray[np.float32], units_QD: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """For each query the cosines of all vectors; minus infinity for one without direction."""
+    _check_width(vectors_ND.shape[1], units_QD.shape[1])
+    wide_ND = vectors_ND.astype(np.float64)
+    norms_N = np.sqrt(np.einsum("nd,nd->n", wide_ND, wide_ND))
     has_direction_N = norms_N > 0
     norms_N[~has_direction_N] = 1.0
-    similarities_N = np.round(vectors_ND @ unit_D / norms_N, _DECIMALS)
-    columns = [pa.array(similarities_N), batch["clip_id"], batch["video_id"]]
-    return pa.table(columns, NEIGHBOURS).filter(pa.array(has_direction_N))
+    cosines_QN: npt.NDArray[np.float64] = np.round(units_QD @ wide_ND.T / norms_N, _DECIMALS)
+    cosines_QN[:, ~has_direction_N] = -np.inf
+    return cosines_QN
+
+
+def _mask(answers: pa.BooleanArray) -> Mask:
+    mask: Mask = answers.to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _check_width(found: int, asked: int) -> None:
+    if found != asked:
+        message = f"the vector has {asked} numbers, the embeddings of this model have {found}"
+        raise QueryError(message)

@@ -13,6 +13,9 @@ from indexer.table import catalog
 from indexer.table.delta import live_files
 from indexer.table.paths import IndexPaths
 from indexer.table.runs import run_reports
+from indexer.table.schema import EMBEDDINGS
+from indexer.table.sidecar import part_sizes, parts_by_digest
+from indexer.table.write import digest_in_name
 
 
 def describe(
@@ -43,6 +46,7 @@ def describe(
         "hours": seconds / 3600,
         "errors": dict(sorted(Counter(errors["error_code"].to_pylist()).items())),
         "tables": {name: _size(table, tag) for name, table in tables.items()},
+        "similarity": _covered(paths, tag, tables[EMBEDDINGS.name]),
         "models": [_summary(model) for model in catalog.models(paths)],
         "runs": list(run_reports(paths)),
     }
@@ -53,6 +57,18 @@ def _size(table: DeltaTable, tag: str) -> dict[str, int]:
     return {
         "files": len(files),
         "bytes": sum(file.size_bytes for file in files),
+        "rows": sum(file.rows for file in files),
+    }
+
+
+def _covered(paths: IndexPaths, tag: str, embeddings: DeltaTable) -> dict[str, int]:
+    """The similarity sidecar, and how many clips it covers."""
+    sizes = part_sizes(paths, tag)
+    digests = parts_by_digest(sizes)
+    files = [f for f in live_files(embeddings, tag) if digest_in_name(f.path) in digests]
+    return {
+        "files": len(sizes),
+        "bytes": sum(sizes.values()),
         "rows": sum(file.rows for file in files),
     }
 

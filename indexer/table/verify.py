@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+import pyarrow as pa
 from deltalake import DeltaTable
 
 from indexer import storage
@@ -27,14 +28,16 @@ from indexer.table.delta import LiveFile, live_files, open_table
 from indexer.table.findings import Finding, shortened
 from indexer.table.lease import all_leases
 from indexer.table.log_checks import LogFacts, read_logs
-from indexer.table.paths import IndexPaths
+from indexer.table.paths import SIMILARITY, IndexPaths
 from indexer.table.read import checked_batches, content_fault
 from indexer.table.record import sequence_application
 from indexer.table.recovery import find_unfinished
 from indexer.table.row_checks import RowChecks
-from indexer.table.schema import CLIPS, TABLES, VIDEOS, TableSpec
+from indexer.table.schema import CLIPS, EMBEDDINGS, TABLES, VIDEOS, TableSpec
+from indexer.table.sidecar import parts_by_digest, stale_names
+from indexer.table.sidecar_checks import part_fault
 from indexer.table.strays import LOG, removed_paths, stray_files
-from indexer.table.write import FileStatistics, instant_text
+from indexer.table.write import FileStatistics, digest_in_name, instant_text
 
 BATCH_ROWS: Final = 8192
 """Rows that are looked at together: 40 MB of the widest table."""
@@ -124,6 +127,8 @@ class _Verifier:
         self._findings += log.findings
         for tag, vocabulary in models.items():
             self._check_model(tag, vocabulary, live, log)
+        for tag in models:
+            self._note_stale_parts(tag, live.get(EMBEDDINGS.name, ()))
         known |= {(n, path) for n, table in tables.items() for path in removed_paths(table)}
         strays = self._note_strays(known)
         return Verification(
@@ -258,6 +263,30 @@ class _Verifier:
         except StorageError as error:
             self._note(spec.name, file.path, "page_checksum", str(error))
             self._damaged.append((spec.name, file.path))
+            return
+        if spec is EMBEDDINGS:
+            self._check_part(file, checked_batches(content, spec, BATCH_ROWS))
+
+    def _check_part(self, file: LiveFile, batches: Iterator[pa.Table]) -> None:
+        names = parts_by_digest(storage.list_names(self._paths.similarity(file.tag)))
+        name = names.get(digest_in_name(file.path) or "")
+        if name is None:
+            return
+        try:
+            content = storage.read_bytes(self._paths.similarity_part(file.tag, name))
+        except FileNotFoundError:  # removed since it was listed
+            return
+        self._bytes += len(content)
+        fault = part_fault(name, content, batches)
+        if fault:
+            self._note(SIMILARITY, f"{file.tag}/{name}", "similarity", fault)
+
+    def _note_stale_parts(self, tag: str, files: Sequence[LiveFile]) -> None:
+        own = [file for file in files if file.tag == tag]
+        for name in stale_names(storage.list_names(self._paths.similarity(tag)), own):
+            detail = "it covers no data file; `verify --repair` removes it"
+            stale = Finding(SIMILARITY, f"{tag}/{name}", None, "stray", detail, broken=False)
+            self._findings.append(stale)
 
     def _has_moved(self, spec: TableSpec, file: LiveFile) -> bool:
         table = open_table(self._paths, spec)

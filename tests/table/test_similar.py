@@ -11,7 +11,8 @@ from indexer.errors import QueryError
 from indexer.table import similar as similar_module
 from indexer.table.answers import SIMILAR
 from indexer.table.query import LabelIndex
-from indexer.table.similar import NEIGHBOURS, nearest
+from indexer.table.sidecar import Batch, Part, part_bytes
+from indexer.table.similar import NEIGHBOURS, Choice, nearest
 from tests.table.make import Run, new_index, unit
 
 
@@ -28,7 +29,16 @@ def embeddings(vectors_ND, per_video=3):
     )
 
 
-def oracle(rows, query_D, top, without=(), distinct_videos=False):
+NO_ROWS = pa.table(
+    {
+        "clip_id": pa.array([], pa.string()),
+        "video_id": pa.array([], pa.string()),
+        "embedding": pa.array([], pa.list_(pa.float32())),
+    }
+)
+
+
+def oracle(rows, query_D, wanted):
     table = rows.to_table()
     vectors_ND = np.array(table["embedding"].to_pylist(), np.float64)
     norms_N = np.linalg.norm(vectors_ND, axis=1)
@@ -39,45 +49,96 @@ def oracle(rows, query_D, top, without=(), distinct_videos=False):
     order = sorted(range(len(videos)), key=lambda i: (-cosines_N[i], clip_ids[i]))
     found, seen = [], set()
     for i in order:
-        fits = norms_N[i] > 0 and clip_ids[i] not in without
-        if fits and not (distinct_videos and videos[i] in seen):
+        fits = norms_N[i] > 0 and clip_ids[i] not in wanted.without
+        fits = fits and (wanted.videos is None or videos[i] in wanted.videos)
+        fits = fits and videos[i] != wanted.without_video
+        if fits and not (wanted.distinct_videos and videos[i] in seen):
             seen.add(videos[i])
             found.append(clip_ids[i])
-    return found[:top]
+    return found[: wanted.top]
+
+
+def part_of(rows, covers="0" * 16, batch_rows=7):
+    tables = [pa.Table.from_batches([b]) for b in rows.to_batches(batch_size=batch_rows)]
+    return Part(covers, pa.py_buffer(part_bytes(tables)), "part")
+
+
+def ids(table):
+    assert table.schema.equals(NEIGHBOURS)
+    return table["clip_id"].to_pylist()
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    seed=st.integers(0, 99),
-    count=st.integers(0, 60),
-    top=st.integers(1, 12),
-    distinct=st.booleans(),
+    seed=st.integers(0, 999),
+    count=st.integers(1, 60),
+    wanted=st.builds(
+        Choice,
+        top=st.integers(1, 12),
+        without=st.sampled_from([(), ("0001",), ("0001", "0002", "0005")]),
+        videos=st.sampled_from([None, (), ("v0", "v3", "v5"), ("zz",)]),
+        without_video=st.sampled_from([None, "v1"]),
+        distinct_videos=st.booleans(),
+    ),
     values=st.sampled_from([2, 3, 1000]),
+    scale=st.sampled_from([1.0, 1e-30, 1e-42, 1e30, 2.0**-16]),
+    covered=st.sampled_from([0.0, 0.5, 1.0]),
+    queries=st.integers(1, 3),
     batch_rows=st.sampled_from([1, 7, 1000]),
 )
-def test_all_are_compared_and_ties_go_by_clip_id(seed, count, top, distinct, values, batch_rows):
+def test_the_answer_is_that_of_comparing_everything_in_float64(
+    seed, count, wanted, values, scale, covered, queries, batch_rows
+):
     generator = np.random.default_rng(seed)
-    vectors_ND = generator.integers(-values, values, (count, 4)).astype(np.float32)
-    query_D = generator.integers(1, values + 1, 4).astype(np.float32)
-    rows = embeddings(vectors_ND) if count else embeddings(np.zeros((1, 4)))
+    vectors_ND = generator.integers(-values, values, (count, 4)) * scale
+    vectors_ND[generator.random(count) < 0.2] = vectors_ND[0]
+    rows = embeddings(vectors_ND)
+    table = rows.to_table()
+    cut = int(covered * count)
+    rest, parts = ds.dataset(table.slice(cut)), []
+    if cut:
+        parts = [part_of(ds.dataset(table.slice(0, cut)), batch_rows=batch_rows)]
+    queries_QD = generator.integers(1, values + 1, (queries, 4)).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(similar_module, "_BATCH_ROWS", batch_rows)
-        found = nearest(rows, query_D, top=top, distinct_videos=distinct, without=["0001"])
-    assert found.schema.equals(NEIGHBOURS)
-    expected = oracle(rows, query_D, top, ["0001"], distinct)
-    assert found["clip_id"].to_pylist() == expected
+        patch.setattr(similar_module, "_FIRST_LOOK_ROWS", 1)
+        found = nearest(rest, parts, queries_QD, wanted)
+    for query_D, answer in zip(queries_QD, found, strict=True):
+        assert ids(answer) == oracle(rows, query_D, wanted)
+
+
+def test_few_rows_are_compared_as_they_are_stored(monkeypatch):
+    generator = np.random.default_rng(1)
+    rows = embeddings(generator.normal(size=(20_000, 32)))
+    compared = []
+    plain = Batch.vectors
+    monkeypatch.setattr(
+        Batch, "vectors", lambda self, rows_N: compared.append(len(rows_N)) or plain(self, rows_N)
+    )
+    query_D = generator.normal(size=32)
+    (found,) = nearest(ds.dataset(NO_ROWS), [part_of(rows, batch_rows=5000)], [query_D], Choice(10))
+    assert ids(found) == oracle(rows, query_D, Choice(10))
+    assert sum(compared) < 1000
 
 
 def test_similarities_are_cosines():
     rows = embeddings(np.array([[2.0, 0.0], [1.0, 1.0], [-3.0, 0.0], [0.0, 0.0]]))
-    found = nearest(rows, [5.0, 0.0], top=9)
-    assert found["similarity"].to_pylist() == pytest.approx([1.0, 0.5**0.5, -1.0])
+    for rest, parts in ((rows, []), (ds.dataset(NO_ROWS), [part_of(rows)])):
+        (found,) = nearest(rest, parts, [[5.0, 0.0]], Choice(9))
+        assert found["similarity"].to_pylist() == pytest.approx([1.0, 0.5**0.5, -1.0])
 
 
 @pytest.mark.parametrize("query", [[0.0, 0.0], [np.nan, 1.0]])
 def test_a_vector_without_direction_is_refused(query):
     with pytest.raises(QueryError, match="like nothing"):
-        nearest(embeddings(np.ones((1, 2))), query, top=1)
+        nearest(embeddings(np.ones((1, 2))), [], [query], Choice(1))
+
+
+def test_a_vector_of_another_length_is_refused():
+    rows = embeddings(np.ones((1, 2)))
+    for rest, parts in ((rows, []), (ds.dataset(NO_ROWS), [part_of(rows)])):
+        with pytest.raises(QueryError, match="has 3 numbers, the embeddings of this model have 2"):
+            nearest(rest, parts, [[1.0, 2.0, 3.0]], Choice(1))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,326 @@
+"""The similarity sidecar: for each data file of `embeddings` a part that can be searched quickly.
+
+    _similarity/<tag>/part-<sha256 of the data file>-<sha256 of the part>.arrow    (16 digits each)
+
+A part is an Arrow IPC file with a row for each of the data file's, in their order: ids, the int8
+code of the embedding (`codes`), and the embedding itself, bit for bit. It is memory-mapped, so that
+a search holds nothing but what it looks at. A part is written once, in one piece, and belongs to
+the data file whose digest it names: when that file has left the table, nobody looks at the part
+any more. A data file without a part is searched without one.
+"""
+
+import hashlib
+import mmap
+import os
+import re
+import uuid
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from indexer import storage
+from indexer.errors import StorageError
+from indexer.table.codes import Codes, encode
+from indexer.table.delta import LiveFile, reason
+from indexer.table.paths import IndexPaths
+from indexer.table.read import file_batches
+from indexer.table.schema import EMBEDDINGS
+from indexer.table.write import digest_in_name
+
+_NAME: Final = re.compile(r"^part-([0-9a-f]{16})-([0-9a-f]{16})\.arrow$")
+_COLUMNS: Final = ["clip_id", "video_id", "code", "scale", "error", "vector"]
+_BATCH_ROWS: Final = 8 * 1024
+
+
+def covered_digest(name: str) -> str | None:
+    """The digest of the data file to which a part belongs; None where the name is no part's."""
+    found = _NAME.match(name)
+    return found[1] if found else None
+
+
+def content_digest(name: str) -> str | None:
+    """The beginning of the sha256 of a part's own bytes, from its name."""
+    found = _NAME.match(name)
+    return found[2] if found else None
+
+
+def part_sizes(paths: IndexPaths, tag: str) -> dict[str, int]:
+    """Bytes of each object in a model's folder, by its name.
+
+    Raises:
+        StorageError: the folder cannot be listed.
+    """
+    uri = paths.similarity(tag)
+    fs, path = storage.filesystem(uri)
+    with storage.storage_errors(uri):
+        try:
+            entries = fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return {}
+    files = (entry for entry in entries if entry["type"] == "file")
+    return {entry["name"].rpartition("/")[2]: entry["size"] for entry in files}
+
+
+def parts_by_digest(names: Iterable[str]) -> dict[str, str]:
+    """Names of parts, by the digests of the data files that they cover."""
+    return {digest: name for name in names if (digest := covered_digest(name))}
+
+
+def stale_names(names: Iterable[str], files: Iterable[LiveFile]) -> list[str]:
+    """Which objects of a model's folder belong to no data file of `embeddings`."""
+    digests = {digest_in_name(file.path) for file in files}
+    return [name for name in names if covered_digest(name) not in digests]
+
+
+def remove_stale(paths: IndexPaths, tag: str, files: Iterable[LiveFile]) -> None:
+    """Removes what belongs to no data file; only for who alone may write parts.
+
+    Args:
+        paths: of the index.
+        tag: of the model.
+        files: of the newest snapshot of `embeddings`.
+
+    Raises:
+        StorageError: an object cannot be removed.
+    """
+    for name in stale_names(part_sizes(paths, tag), files):
+        storage.delete(paths.similarity_part(tag, name))
+
+
+def write_missing(paths: IndexPaths, tag: str, files: Iterable[LiveFile]) -> Iterator[LiveFile]:
+    """Writes a part for each data file that has none; holds one data file and twice its part.
+
+    Args:
+        paths: of the index.
+        tag: of the model.
+        files: of a snapshot of `embeddings`.
+
+    Yields:
+        Each of these data files, once it has its part.
+
+    Raises:
+        StorageError: a data file is missing or damaged, or a part cannot be written.
+    """
+    covered = parts_by_digest(part_sizes(paths, tag))
+    for file in files:
+        digest = digest_in_name(file.path)
+        if digest is not None and digest not in covered:
+            content = part_bytes(file_batches(paths, EMBEDDINGS, file, _BATCH_ROWS))
+            name = f"part-{digest}-{hashlib.sha256(content).hexdigest()[:16]}.arrow"
+            storage.write_bytes(paths.similarity_part(tag, name), content)
+            yield file
+
+
+def part_bytes(tables: Iterable[pa.Table]) -> bytes:
+    """The part for the rows of a data file, which come in pieces.
+
+    Raises:
+        StorageError: the embeddings are not all of one length.
+    """
+    sink = pa.BufferOutputStream()
+    with ExitStack() as stack:
+        writer = None
+        for table in tables:
+            batch = _part_rows(table)
+            if writer is None:
+                writer = stack.enter_context(pa.ipc.new_file(sink, batch.schema))
+            writer.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def _part_rows(table: pa.Table) -> pa.RecordBatch:
+    vectors_ND = matrix(table["embedding"])
+    coded = encode(vectors_ND)
+    codes = pa.FixedSizeListArray.from_arrays(
+        pa.array(coded.codes_ND.reshape(-1)), vectors_ND.shape[1]
+    )
+    columns = [
+        table["clip_id"].combine_chunks(),
+        table["video_id"].combine_chunks(),
+        codes,
+        pa.array(coded.scales_N),
+        pa.array(coded.errors_N),
+        pa.array(_packed(vectors_ND), pa.binary()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, _COLUMNS)
+
+
+def _packed(vectors_ND: npt.NDArray[np.float32]) -> list[bytes]:
+    """The bytes of each vector, of two bytes a number where that keeps every bit.
+
+    float16 holds all that `stored_mantissa_bits` = 10 leaves, but for very small numbers.
+    """
+    with np.errstate(over="ignore"):
+        halves_ND = vectors_ND.astype(np.float16)
+    fits_N = (halves_ND.astype(np.float32) == vectors_ND).all(axis=1)
+    pairs = zip(halves_ND, vectors_ND, fits_N.tolist(), strict=True)
+    return [(half_D if fits else vector_D).tobytes() for half_D, vector_D, fits in pairs]
+
+
+def matrix(embeddings: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.float32]:
+    """A column of lists as an array with a row for each.
+
+    Raises:
+        StorageError: they are not all of one length.
+    """
+    flat = pc.list_flatten(embeddings)
+    values = flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
+    try:
+        vectors_ND: npt.NDArray[np.float32] = values.to_numpy().reshape(
+            len(embeddings), len(values) // len(embeddings)
+        )
+    except ValueError as error:
+        message = "embeddings of the same model differ in length; `indexer verify` says which"
+        raise StorageError(message) from error
+    return vectors_ND
+
+
+class Part:
+    """A part that is open for searching.
+
+    Attributes:
+        covers: digest of the data file whose rows it holds.
+        rows: all columns, mapped and not read.
+        batches: of the rows.
+    """
+
+    def __init__(
+        self, covers: str, content: pa.Buffer, name: str, mapped: mmap.mmap | None = None
+    ) -> None:
+        self.covers = covers
+        try:
+            self.rows = pa.ipc.open_file(content).read_all()
+        except pa.ArrowException as error:
+            raise _damaged(name, reason(error)) from error
+        if self.rows.column_names != _COLUMNS:
+            raise _damaged(name, f"its columns are {self.rows.column_names}")
+        pages = None if mapped is None else _Pages(mapped, content.address)
+        self.batches = tuple(Batch(batch, pages) for batch in self.rows.to_batches())
+
+    @classmethod
+    def open(cls, covers: str, path: Path, name: str) -> Self:
+        """Maps a part of this machine's disk.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            StorageError: it is damaged.
+        """
+        with path.open("rb") as file:
+            try:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except ValueError as error:  # it is empty
+                raise _damaged(name, str(error)) from error
+        return cls(covers, pa.py_buffer(mapped), name, mapped)
+
+
+class _Pages:
+    """The pages of a mapped part, which count as this process's memory once they were looked at."""
+
+    def __init__(self, mapped: mmap.mmap, address: int) -> None:
+        self._mapped, self._address = mapped, address
+
+    def let_go(self, content: pa.Buffer) -> None:
+        """Gives back the whole pages within a buffer; they are mapped again when needed."""
+        begin = content.address - self._address
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (begin + content.size - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if length > 0:
+            self._mapped.madvise(mmap.MADV_DONTNEED, first, length)
+
+
+class Batch:
+    """Some rows of a part; nothing is read before it is asked for.
+
+    Attributes:
+        clip_ids: of the rows.
+        video_ids: of the rows.
+        codes: of their embeddings.
+    """
+
+    def __init__(self, rows: pa.RecordBatch, pages: _Pages | None = None) -> None:
+        self._pages = pages
+        self.clip_ids: pa.StringArray = rows["clip_id"]
+        self.video_ids: pa.StringArray = rows["video_id"]
+        code = rows["code"]
+        self.codes = Codes(
+            code.flatten().to_numpy().reshape(len(code), code.type.list_size),
+            rows["scale"].to_numpy(),
+            rows["error"].to_numpy(),
+        )
+        self._vectors: pa.BinaryArray = rows["vector"]
+
+    def vectors(self, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """The stored embeddings of some rows."""
+        width = self.codes.codes_ND.shape[1]
+        vectors_ND = np.empty((len(rows_N), width), np.float32)
+        for place, row in enumerate(rows_N.tolist()):
+            packed = self._vectors[row].as_buffer()
+            vectors_ND[place] = np.frombuffer(packed, f"<f{packed.size // width}")
+        if self._pages is not None:  # the kernel maps 16 pages around each row
+            self._pages.let_go(self._vectors.buffers()[2])
+        return vectors_ND
+
+
+def open_parts(paths: IndexPaths, tag: str, digests: Collection[str]) -> tuple[Part, ...]:
+    """Opens the parts that cover some data files; those that there are.
+
+    Parts in remote storage are first copied into this user's cache, once; there they are found
+    again by their names, which say what is in them, and leave it when the index has them no more.
+
+    Raises:
+        StorageError: a part cannot be read, or is damaged.
+    """
+    listed = parts_by_digest(part_sizes(paths, tag))
+    remote = storage.scheme_of(paths.root_uri) != "file"
+    if remote:
+        _forget(_cache(paths, tag), listed.values())
+    parts = []
+    for digest in sorted(listed.keys() & set(digests)):
+        uri = paths.similarity_part(tag, listed[digest])
+        with suppress(FileNotFoundError):  # removed since it was listed
+            local = _fetched(uri, _cache(paths, tag)) if remote else Path(storage.absolute_uri(uri))
+            parts.append(Part.open(digest, local, storage.redact(uri)))
+    return tuple(parts)
+
+
+def _cache(paths: IndexPaths, tag: str) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    index = hashlib.sha256(paths.root_uri.encode()).hexdigest()[:16]
+    return root / "video-indexer" / "similarity" / index / tag
+
+
+def _forget(cache: Path, listed: Iterable[str]) -> None:
+    kept = set(listed)
+    for path in cache.glob("*.arrow"):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+def _fetched(uri: str, cache: Path) -> Path:
+    target = cache / uri.rpartition("/")[2]
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    fs, path = storage.filesystem(uri)
+    partial = cache / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with storage.storage_errors(uri):
+            fs.get_file(path, str(partial))
+        with partial.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found[:16] != content_digest(target.name):
+            raise _damaged(storage.redact(uri), f"its sha256 is {found}")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _damaged(name: str, why: str) -> StorageError:
+    return StorageError(f"{name} is damaged: {why}; `indexer verify --repair` removes it")
