@@ -7,12 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from indexer.s3 import S3Store
 from tests.s3server import S3Server, run_server, weed_binary
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RAY_FOLDERS = ("tests/e2e/", "tests/faults/")
 AWS_OVERRIDES = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3")
+
+
+class OneRay(LoadScopeScheduling):
+    """Keeps the tests of a file in one process, and in one process all those that need Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid.startswith(RAY_FOLDERS) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneRay:
+    return OneRay(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -69,12 +69,16 @@ class Replay:
             actions: of the entry.
 
         Yields:
-            What is wrong with the newest checkpoint, if it is of this version.
+            What is wrong with the entry, or with the newest checkpoint if it is of this version.
         """
         if self._state is None or version != self._next:
             self._state = _State() if version == 0 else self._read(version - 1)
         if self._state is not None:
-            self._state.add(actions)
+            try:
+                self._state.add(actions)
+            except (ValueError, KeyError, TypeError) as error:
+                yield self._finding(f"{version:020}.json", f"the entry cannot be read: {error!r}")
+                self._state = None
         self._next = version + 1
         if self._versions and version == self._versions[-1]:
             yield from self._compare(version)

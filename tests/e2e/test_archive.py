@@ -23,7 +23,7 @@ from tests.model.stress import write_stress_checkpoint
 from tests.table.readers import ENGINES, read_all
 
 FORMATS = (*Decode().formats, "avi", "mpeg", "mpegts")
-MODES = ("windows", "uniform")
+MODES = ("windows", pytest.param("uniform", marks=pytest.mark.slow))
 TOLERANCE = 1e-5
 
 
@@ -49,7 +49,7 @@ def bucket(s3, shared_videos):
 def indexed(request, bucket, model, s3, ray_session):
     """The index of one sampling mode, and the mode."""
     index = f"s3://{bucket}-index/{request.param}"
-    if request.param == MODES[0]:
+    if request.param == "windows":
         s3.client.create_bucket(Bucket=f"{bucket}-index")
     result = run(
         f"s3://{bucket}",

@@ -7,6 +7,7 @@ from jobs.benchmark import main
 SMALL = ["--seconds", "2.5", "--width", "64", "--height", "48"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_report_of_a_real_run_is_printed_and_the_videos_are_made_once(
     ray_session, tmp_path, capsys

@@ -48,6 +48,7 @@ def test_the_accuracy_of_the_demo_model(labelled, capsys):
     assert "of 8 videos scored (9 listed)" in out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_three_crops_of_several_stretches_make_one_answer(labelled, capsys):
     folder, _ = labelled

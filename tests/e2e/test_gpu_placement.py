@@ -30,6 +30,7 @@ except ModelError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_model_runs_on_the_gpu_that_the_cluster_has(archive, checkpoint, tmp_path):
     """Without a CUDA device the model itself must refuse: it was told to use one."""

@@ -145,7 +145,7 @@ def test_a_second_run_does_nothing(clean, archive, checkpoint, tmp_path):
     assert lasting_rows(index) == before
 
 
-@pytest.mark.parametrize("units", [1, 4])
+@pytest.mark.parametrize("units", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_an_interrupted_run_resumes_to_the_rows_of_a_clean_one(
     clean, archive, checkpoint, tmp_path, units
 ):

@@ -141,6 +141,7 @@ def leaks(text):
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_the_jobs_met_the_secrets(told):
     codes, faults_told, texts, _, _ = told
     assert codes == [1, 3, 0], texts["stderr"][-3000:]
@@ -152,6 +153,7 @@ def test_the_jobs_met_the_secrets(told):
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_no_log_no_answer_and_no_export_repeats_one(told):
     texts = told[2]
     assert {name: found for name, text in texts.items() if (found := leaks(text))} == {}
@@ -159,6 +161,7 @@ def test_no_log_no_answer_and_no_export_repeats_one(told):
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_no_object_of_the_index_repeats_one(told):
     *_, s3, bucket = told
     found = Counter()
@@ -179,6 +182,7 @@ def _content(data):
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_the_rest_of_the_manifest_s_columns_is_carried_along(told):
     *_, bucket = told
     rows = read_all(f"s3://{bucket}/index", "videos")["deltalake"]

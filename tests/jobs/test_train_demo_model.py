@@ -205,6 +205,7 @@ def test_position_and_time_are_legible_before_training():
 # --- Checkpoint and command line ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_checkpoint_that_loads_and_measures_it(tmp_path, capsys):
     numbers = [
         "--steps",
@@ -281,6 +282,7 @@ def _read(path: Path) -> dict[str, object]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_bundled_model_names_motions_it_has_never_seen():
     counts_LL = job.evaluate(job.DEFAULT_OUT, videos=120, seed=UNSEEN_SEED)
     assert counts_LL.sum() >= 200
