@@ -45,12 +45,16 @@ def bucket(s3, shared_videos):
     return name
 
 
+@pytest.fixture(scope="module")
+def index_bucket(bucket, s3):
+    s3.client.create_bucket(Bucket=f"{bucket}-index")
+    return f"{bucket}-index"
+
+
 @pytest.fixture(scope="module", params=MODES)
-def indexed(request, bucket, model, s3, ray_session):
+def indexed(request, bucket, index_bucket, model, ray_session):
     """The index of one sampling mode, and the mode."""
-    index = f"s3://{bucket}-index/{request.param}"
-    if request.param == "windows":
-        s3.client.create_bucket(Bucket=f"{bucket}-index")
+    index = f"s3://{index_bucket}/{request.param}"
     result = run(
         f"s3://{bucket}",
         index,
