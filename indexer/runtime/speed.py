@@ -22,8 +22,10 @@ from indexer.video.sandbox import Sandbox
 
 DECODE_SECONDS: Final = 5.0
 MODEL_SECONDS: Final = 5.0
-MOST_BATCHES: Final = 64
 """About as long is measured; one unit is decoded, and one clip scored, however long it takes."""
+
+MOST_BATCHES: Final = 64
+"""Enough to measure a model that needs less than that time for them."""
 
 
 @dataclass(frozen=True, slots=True)
