@@ -6,7 +6,8 @@ those from which nothing is predicted.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple, TypeAlias
+from contextlib import suppress
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from av.video.codeccontext import VideoCodecContext
 
@@ -16,9 +17,13 @@ from indexer.video.nal import UnknownError
 from indexer.video.references import needed_pictures
 
 Numbered: TypeAlias = tuple[int, VideoPacket]
+_Read = TypeVar("_Read")
 
 _MOST_BUFFERED_BYTES: Final = 64 * 2**20
 """Of a group of pictures that is held until all of its headers have been read."""
+
+_DENSE: Final = 0.75
+"""Share of a run's pictures that are wanted, from which on reading headers costs what it saves."""
 
 
 class Feed(NamedTuple):
@@ -76,9 +81,9 @@ class _ByReference:
     """Leaves out packets from which no wanted frame is predicted.
 
     Packets are held until no later one can refer to them: for one closed group of pictures. Where
-    no fewer would be fed than in the simple way, that is taken. Once a header is not understood,
-    all that follows is left to the simple way, because that header may be the one that changes what
-    the later ones mean.
+    most are wanted, or no fewer would be fed than in the simple way, that is taken. Once a header
+    is not understood, all that follows is left to the simple way, because that header may be the
+    one that changes what the later ones mean.
     """
 
     def __init__(self, headers: Headers, simple: Choice) -> None:
@@ -87,6 +92,9 @@ class _ByReference:
         self._understands = True
 
     def __call__(self, packets: Iterable[Numbered], wanted: frozenset[int]) -> Iterator[Feed]:
+        if len(wanted) >= _DENSE * (1 + max(wanted) - min(wanted)):
+            yield from self._simple(self._passed_over(packets), wanted)
+            return
         for group, pictures in self._groups(packets):
             simple = list(self._simple(group, wanted))
             positions = [at for at, (ordinal, _) in enumerate(group) if ordinal in wanted]
@@ -117,12 +125,18 @@ class _ByReference:
             size_bytes += packet.size
         yield group, pictures if is_whole else []
 
+    def _passed_over(self, packets: Iterable[Numbered]) -> Iterator[Numbered]:
+        for ordinal, packet in packets:
+            self._read(packet, self._headers.pass_over)
+            yield ordinal, packet
+
     def _picture(self, packet: VideoPacket) -> Picture | None:
-        if not self._understands or packet.has_sidedata("new_extradata"):
-            self._understands = False
-            return None
-        try:
-            return self._headers.picture(memoryview(packet))
-        except UnknownError:
-            self._understands = False
-            return None
+        return self._read(packet, self._headers.picture)
+
+    def _read(self, packet: VideoPacket, how: Callable[[memoryview], _Read]) -> _Read | None:
+        """What the headers of a packet say; None once they are not understood."""
+        if self._understands and not packet.has_sidedata("new_extradata"):
+            with suppress(UnknownError):
+                return how(memoryview(packet))
+        self._understands = False
+        return None

@@ -128,16 +128,31 @@ class Headers:
             if kind in _SLICES:
                 bits = Bits(bytes(unit[_HEADER_BYTES:_SLICE_BYTES]))
                 picture = self._with_slice(picture, bits, kind, layer)
-            elif kind in _PARAMETERS:
-                _require(_without_padding(unit) in self._known, "the parameter sets change")
-            elif kind in _MESSAGES:
-                _require(_is_harmless(unit), "a message that may change later pictures")
             else:
-                _require(kind in _HARMLESS, f"a NAL unit of kind {kind}")
+                self._require_harmless(kind, unit)
         if picture is None:
             message = "no picture"
             raise UnknownError(message)
         return picture
+
+    def pass_over(self, data: memoryview) -> None:
+        """Makes sure that a packet changes nothing for those after the next keyframe.
+
+        Raises:
+            UnknownError: it may, or something is not understood.
+        """
+        for unit in self._split(data):
+            kind, _ = _kind_and_layer(unit)
+            if kind not in _SLICES:
+                self._require_harmless(kind, unit)
+
+    def _require_harmless(self, kind: int, unit: memoryview) -> None:
+        if kind in _PARAMETERS:
+            _require(_without_padding(unit) in self._known, "the parameter sets change")
+        elif kind in _MESSAGES:
+            _require(_is_harmless(unit), "a message that may change later pictures")
+        else:
+            _require(kind in _HARMLESS, f"a NAL unit of kind {kind}")
 
     def _with_slice(self, picture: Picture | None, bits: Bits, kind: int, layer: int) -> Picture:
         """What is known of a picture after one more slice: 7.3.6.1."""

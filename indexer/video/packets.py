@@ -40,7 +40,10 @@ _SEEK_BYTES: Final = 2**20
 _CLOCKLESS_FORMATS: Final = frozenset({"avi", "h264", "hevc"})
 """Containers without presentation times; FFmpeg guesses wrongly where frames are reordered."""
 
-_UNBOUNDED: Final = 2**63
+_CHUNK_PACKETS: Final = 1024
+_CHUNK_BYTES: Final = 2**22
+"""Of packets that are held until their facts are noted."""
+
 _DEFAULT_RATE: Final = Fraction(25)
 
 
@@ -236,27 +239,32 @@ class _PacketLog:
         self.pts = array("q")
         self.last_is_corrupt = False
         self._dts, self._offsets, self._sizes = array("q"), array("q"), array("q")
+        self._durations = array("q")
         self._keys, self._shown = bytearray(), bytearray()
         self._missing_pts = 0
         self._kept: list[VideoPacket] | None = [] if keeps else None
-        self._highest_pts = -_UNBOUNDED
-        self._last_duration = 0
         self._max_frames = max_frames
         self._is_hidden = hidden_test(stream.codec_context)
 
     def read(self, opened: OpenVideo) -> None:
-        for packet in with_data(opened):
-            self._add(packet)
-            if self._kept is not None:
-                self._kept.append(packet)
-            self.last_is_corrupt = packet.is_corrupt
+        """Reads all packets, a few at a time: in lists, each costs a third."""
+        chunk: list[VideoPacket] = []
+        chunk_bytes = 0
+        try:
+            for packet in with_data(opened):
+                chunk.append(packet)
+                chunk_bytes += packet.size
+                if chunk_bytes >= _CHUNK_BYTES or len(chunk) == _CHUNK_PACKETS:
+                    self._add(chunk)
+                    chunk, chunk_bytes = [], 0
+        finally:
+            self._add(chunk)
 
     def read_index(self, file: RangedFile, opened: OpenVideo) -> bool:
         """Reads packets whose bytes may be missing; whether that is sure to have worked."""
         self._kept = self._is_hidden = None
         with file.hollow():
-            for packet in with_data(opened):
-                self._add(packet)
+            self.read(opened)
         entries = list(opened.stream.index_entries)
         self._keys = bytearray(entry.is_keyframe for entry in entries)
         return [(entry.pos, entry.size) for entry in entries] == list(
@@ -275,7 +283,7 @@ class _PacketLog:
         return PacketTable(
             timeline=None
             if distrust
-            else _timeline(pts[shown], self._last_duration, opened.stream),
+            else _timeline(pts[shown], self._durations[shown[-1]], opened.stream),
             distrust=distrust,
             pts=pts,
             dts=np.array(self._dts, np.int64),
@@ -286,24 +294,37 @@ class _PacketLog:
             kept=None if self._kept is None else tuple(self._kept),
         )
 
-    def _add(self, packet: VideoPacket) -> None:
+    def _add(self, packets: Sequence[VideoPacket]) -> None:
+        if not packets:
+            return
         if not self.pts:
-            _refuse_encrypted(packet)
-        elif len(self.pts) >= self._max_frames:
+            _refuse_encrypted(packets[0])
+        if len(self.pts) + len(packets) > self._max_frames:
             message = f"more than decode.max_frames = {self._max_frames} frames"
             raise VideoOverBudget(message)
-        pts, dts, offset = packet.pts, packet.dts, packet.pos
-        hidden = packet.is_discard or (self._is_hidden is not None and self._is_hidden(packet))
-        if not hidden and pts is None:
-            self._missing_pts += 1
-        elif not hidden and pts is not None and pts >= self._highest_pts:
-            self._highest_pts, self._last_duration = pts, packet.duration or 0
-        self.pts.append(0 if pts is None else pts)
-        self._dts.append(self.pts[-1] if dts is None else dts)
-        self._offsets.append(-1 if offset is None else offset)
-        self._sizes.append(packet.size)
-        self._keys.append(packet.is_keyframe)
-        self._shown.append(not hidden)
+        is_hidden, pts = self._is_hidden, [packet.pts for packet in packets]
+        shown = [not packet.is_discard for packet in packets]
+        if is_hidden is not None:
+            shown = [
+                not is_hidden(packet) and is_shown
+                for packet, is_shown in zip(packets, shown, strict=True)
+            ]
+        if None in pts:
+            self._missing_pts += sum(
+                at is None for at, is_shown in zip(pts, shown, strict=True) if is_shown
+            )
+        ticks = [0 if at is None else at for at in pts]
+        dts = [packet.dts for packet in packets]
+        self.pts.extend(ticks)
+        self._dts.extend([tick if at is None else at for at, tick in zip(dts, ticks, strict=True)])
+        self._durations.extend([packet.duration or 0 for packet in packets])
+        self._offsets.extend([-1 if packet.pos is None else packet.pos for packet in packets])
+        self._sizes.extend([packet.size for packet in packets])
+        self._keys.extend([packet.is_keyframe for packet in packets])
+        self._shown.extend(shown)
+        self.last_is_corrupt = packets[-1].is_corrupt
+        if self._kept is not None:
+            self._kept.extend(packets)
 
     def _distrust(
         self, opened: OpenVideo, shown_pts: npt.NDArray[np.int64], keyframes: npt.NDArray[np.int64]
@@ -333,7 +354,9 @@ def _size_bytes(file: Readable) -> int:
 def with_data(opened: OpenVideo) -> Iterator[VideoPacket]:
     """The packets from here to the end of the file, but for those that only mark the end."""
     try:
-        yield from (packet for packet in opened.container.demux(opened.stream) if packet.size)
+        for packet in opened.container.demux(opened.stream):
+            if packet.size:
+                yield packet
     except IndexError:
         # PyAV marks the end of each stream, and may stumble over streams that FFmpeg met on the
         # way; by then every packet has been given

@@ -75,8 +75,10 @@ class PictureRenderer:
     def _finished(self, plane: VideoPlane, rotation: int) -> Sequence[Frame]:
         """One colour of a resized frame, upright and cropped: uint8 HW1 of each crop."""
         stored_HW = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1)
-        upright_HW1 = np.rot90(stored_HW[:, : plane.width], -rotation // 90)[:, :, np.newaxis]
-        return cut_crops(upright_HW1, self._recipe.crop, self._crops)
+        upright_HW = stored_HW[:, : plane.width]
+        if rotation:
+            upright_HW = np.rot90(upright_HW, -rotation // 90)
+        return cut_crops(upright_HW[:, :, np.newaxis], self._recipe.crop, self._crops)
 
 
 def _upright(rgb: VideoFrame, rotation: int) -> Frame:

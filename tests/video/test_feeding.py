@@ -76,6 +76,25 @@ def test_where_nothing_more_is_saved_all_is_as_before(stream, table):
     assert chosen(stream, table.kept, wanted) == chosen_simply(stream, table.kept, wanted)
 
 
+def test_where_most_are_wanted_no_headers_of_pictures_are_read(stream, table, monkeypatch):
+    monkeypatch.setattr(feeding.Headers, "picture", None)
+    wanted = set(range(0, FRAMES, 8)) ^ set(range(FRAMES))
+    assert chosen(stream, table.kept, wanted) == chosen_simply(stream, table.kept, wanted)
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_what_changes_where_most_are_wanted_is_seen_where_few_are(stream, table, is_changed):
+    second = int(table.keyframes[1])
+    packets = list(enumerate(table.kept))
+    if is_changed:
+        packets[3] = (3, replaced(packets[3][1], bytes(packets[3][1]) + END_OF_SEQUENCE))
+    choice = choice_for(stream.stream.codec_context)
+    dense = list(choice(packets[:second], frozenset(range(second))))
+    sparse = list(choice(packets[second:], frozenset({second, 50})))
+    assert [feed.ordinal for feed in dense] == list(range(second))
+    assert {feed.is_thinned for feed in sparse} == {not is_changed}
+
+
 def test_after_a_header_that_is_not_understood_all_is_as_before(stream, table):
     packets = list(table.kept)
     packets[20] = replaced(packets[20], bytes(packets[20]) + END_OF_SEQUENCE)
