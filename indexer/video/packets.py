@@ -102,6 +102,8 @@ def scan_packets(file: Readable, opened: OpenVideo, decode: Decode) -> PacketTab
             return scan_packets(file, again, decode)
     try:
         log.read(opened)
+    except av.error.MemoryError:
+        raise
     except av.error.FFmpegError as error:
         message = f"reading stops after {len(log.pts)} packets: {error.strerror}"
         raise VideoTruncated(message) from error

@@ -82,6 +82,7 @@ def open_container(file: Readable, decode: Decode) -> InputContainer:
     Raises:
         VideoEmpty, VideoOverBudget: no bytes, or too many.
         VideoNotAVideo, VideoTruncated, VideoCorrupt: the container cannot be read.
+        MemoryError: reading it takes more than there is.
     """
     size_bytes = file.seek(0, 2)
     if size_bytes == 0:
@@ -95,6 +96,8 @@ def open_container(file: Readable, decode: Decode) -> InputContainer:
     file.seek(0)
     try:
         return _open(file, decode)
+    except av.error.MemoryError:
+        raise
     except av.error.FFmpegError as error:
         raise _unopenable(file, decode, error) from error
 

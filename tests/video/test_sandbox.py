@@ -17,7 +17,7 @@ from indexer.config import Decode, Sampling
 from indexer.errors import ClusterError, VideoTransientIO
 from indexer.records import DecodedClips, Preprocessing, VideoFailure
 from indexer.video.decode import decode_clips
-from indexer.video.plan import DecodePlan
+from indexer.video.plan import MAX_CLIPS, DecodePlan
 from indexer.video.sandbox import Sandbox
 from indexer.video.sandbox import parent as sandbox_module
 from indexer.video.sandbox import template as template_module
@@ -519,6 +519,7 @@ class TestAnswersOfATakenOverWorker:
             UNIT | {"units": 10**9},
             UNIT | {"unit_index": 2},
             UNIT | {"unit_index": -1},
+            UNIT | {"units": MAX_CLIPS + 1},
             UNIT | {"unit_index": "0"},
             UNIT | {"shape": (2, 4, 32, 32)},
             UNIT | {"shape": (2, 4, 32, 33, 3)},
@@ -589,6 +590,7 @@ class TestAnswersOfATakenOverWorker:
             said(SURVEY, SURVEY),
             said(SURVEY | {"survey": SURVEY["survey"] | {"clips": -1}}),
             said(SURVEY | {"survey": SURVEY["survey"] | {"units": 10}}),
+            said(SURVEY | {"survey": SURVEY["survey"] | {"clips": MAX_CLIPS + 1}}),
         ],
     )
     def test_nonsense_for_a_survey(self, sandbox, video, words):
