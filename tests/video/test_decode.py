@@ -15,6 +15,7 @@ from indexer.records import DecodedClips, Preprocessing, VideoFailure
 from indexer.video import decode as decode_module
 from indexer.video import packets as packets_module
 from indexer.video.decode import decode_clips
+from indexer.video.picture import PictureRenderer
 from indexer.video.plan import DecodePlan
 from indexer.video.preprocess import preprocess_crops, preprocess_frame
 from tests.video.synth import Synth, rotated
@@ -357,6 +358,15 @@ class TestDamage:
     def test_a_video_that_gives_neither_frames_nor_errors_has_no_frames(self):
         synth = Synth(frames=12, codec="mpeg4")
         assert outcome(not_coded(synth, packets=range(12))).code == "no_frames"
+
+    def test_what_ffmpeg_cannot_convert_is_corrupt(self, monkeypatch):
+        def give_up(*_):
+            raise av.error.InvalidDataError(1, "Invalid data found when processing input")
+
+        monkeypatch.setattr(PictureRenderer, "__call__", give_up)
+        failure = outcome(Synth(frames=20).encode())
+        assert failure.code == "corrupt"
+        assert "Invalid data" in failure.message
 
     def test_a_read_error_midway_fails_the_units_left(self, monkeypatch):
         monkeypatch.setattr(packets_module, "KEPT_BYTES", 0)
