@@ -16,7 +16,6 @@ import argparse
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -52,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--index", required=True, help="folder or URL of the index to make")
     parser.add_argument("--label-column", default="label", help="default: %(default)s")
     parser.add_argument("--model", help="as in `indexer run`")
-    parser.add_argument("--config", type=Path, help="a TOML file, as in `indexer run`")
+    parser.add_argument("--config", help="a TOML file or its URL, as in `indexer run`")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument(
         "--sampling", choices=["kinetics", "uniform"], default="kinetics",
