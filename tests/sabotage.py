@@ -199,6 +199,12 @@ SABOTAGES: Final[dict[str, Sabotage]] = {
         "",
         "video/test_feeding.py::test_what_changes_where_most_are_wanted_is_seen_where_few_are",
     ),
+    "what is shown again fills the slots that a key frame fills": Sabotage(
+        "video/references.py",
+        "if frame.is_shown_again and any(slots[slot].is_key for slot in frame.named):",
+        "if not packet.frames:",
+        "video/test_av1.py::test_the_needed_packets_alone_give_the_wanted_frames",
+    ),
     "a worker's memory is limited": Sabotage(
         "video/sandbox/child.py",
         "        confine.limit_memory(plan.decode.max_memory_bytes)\n",

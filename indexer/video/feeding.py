@@ -1,20 +1,20 @@
 """Chooses the packets of a run that its frames need, by what the packets' headers say.
 
-Where these say it of each picture (HEVC), a picture is fed if a wanted frame is predicted from it,
-directly or by way of others. Elsewhere, and wherever a header leaves a doubt, all are fed but
+Where these say it of each picture (HEVC, AV1), a picture is fed if a wanted frame is predicted from
+it, directly or by way of others. Elsewhere, and wherever a header leaves a doubt, all are fed but
 those from which nothing is predicted.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from av.video.codeccontext import VideoCodecContext
 
+from indexer.video import av1, hevc
+from indexer.video.bits import UnknownError
 from indexer.video.bitstream import VideoPacket, disposable_test
-from indexer.video.hevc import Headers, Picture
-from indexer.video.nal import UnknownError
-from indexer.video.references import needed_pictures
+from indexer.video.references import needed_packets, needed_pictures
 
 Numbered: TypeAlias = tuple[int, VideoPacket]
 _Read = TypeVar("_Read")
@@ -55,13 +55,37 @@ def every_packet(packets: Iterable[Numbered], _wanted: frozenset[int]) -> Iterat
 
 def choice_for(context: VideoCodecContext) -> Choice:
     """What chooses packets, which come with their ordinals, for the ordinals of wanted frames."""
-    simple = _WithoutDisposable(context)
-    if context.codec.canonical_name == "hevc" and not context.is_hwaccel:
-        try:
-            return _ByReference(Headers.of(context.extradata or b""), simple)
-        except UnknownError:
-            return simple
+    simple, extradata = _WithoutDisposable(context), context.extradata or b""
+    if not context.is_hwaccel:
+        with suppress(UnknownError):
+            if context.codec.canonical_name == "hevc":
+                return _ByReference(hevc.Headers.of(extradata), needed_pictures, simple)
+            if context.codec.canonical_name == "av1":
+                return _ByReference(av1.Headers.of(extradata), needed_packets, simple)
     return simple
+
+
+class _Picture(Protocol):
+    """What one packet codes."""
+
+    @property
+    def breaks(self) -> bool:
+        """Whether nothing later is predicted from anything earlier."""
+
+
+_P = TypeVar("_P", bound=_Picture)
+_P_co = TypeVar("_P_co", bound=_Picture, covariant=True)
+
+
+class _Headers(Protocol[_P_co]):
+    """Reads the headers of a codec; where they are not understood, raises `UnknownError`."""
+
+    def picture(self, data: memoryview) -> _P_co: ...
+
+    def pass_over(self, data: memoryview) -> None: ...
+
+
+_Needed: TypeAlias = Callable[[Sequence[_P], Iterable[int]], frozenset[int]]
 
 
 class _WithoutDisposable:
@@ -77,7 +101,7 @@ class _WithoutDisposable:
                 yield Feed(ordinal, packet)
 
 
-class _ByReference:
+class _ByReference(Generic[_P]):
     """Leaves out packets from which no wanted frame is predicted.
 
     Packets are held until no later one can refer to them: for one closed group of pictures. Where
@@ -86,8 +110,9 @@ class _ByReference:
     one that changes what the later ones mean.
     """
 
-    def __init__(self, headers: Headers, simple: Choice) -> None:
+    def __init__(self, headers: _Headers[_P], needed: _Needed[_P], simple: Choice) -> None:
         self._headers = headers
+        self._needed = needed
         self._simple = simple
         self._understands = True
 
@@ -99,7 +124,7 @@ class _ByReference:
             simple = list(self._simple(group, wanted))
             positions = [at for at, (ordinal, _) in enumerate(group) if ordinal in wanted]
             try:
-                needed = needed_pictures(pictures, positions)
+                needed = self._needed(pictures, positions)
             except UnknownError:
                 yield from simple
                 continue
@@ -107,12 +132,10 @@ class _ByReference:
             is_safe = not any(feed.packet.is_discard for feed in thinned)  # they do not come out
             yield from thinned if is_safe and len(thinned) < len(simple) else simple
 
-    def _groups(
-        self, packets: Iterable[Numbered]
-    ) -> Iterator[tuple[list[Numbered], list[Picture]]]:
+    def _groups(self, packets: Iterable[Numbered]) -> Iterator[tuple[list[Numbered], list[_P]]]:
         """Closed groups and their pictures; without these, what is not understood or too long."""
         group: list[Numbered] = []
-        pictures: list[Picture] = []
+        pictures: list[_P] = []
         is_whole, size_bytes = True, 0
         for ordinal, packet in packets:
             picture = self._picture(packet)
@@ -130,7 +153,7 @@ class _ByReference:
             self._read(packet, self._headers.pass_over)
             yield ordinal, packet
 
-    def _picture(self, packet: VideoPacket) -> Picture | None:
+    def _picture(self, packet: VideoPacket) -> _P | None:
         return self._read(packet, self._headers.picture)
 
     def _read(self, packet: VideoPacket, how: Callable[[memoryview], _Read]) -> _Read | None:

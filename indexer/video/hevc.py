@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Self, TypeAlias, TypeVar
 
+from indexer.video.bits import Bits, UnknownError
 from indexer.video.hevc_sets import (
     MOST_REFERENCES,
     PictureSet,
@@ -18,7 +19,7 @@ from indexer.video.hevc_sets import (
     reference_set,
     sequence_set,
 )
-from indexer.video.nal import Bits, UnknownError, delimited_units, sized_units
+from indexer.video.nal import delimited_units, payload_bits, sized_units
 
 _Set = TypeVar("_Set")
 Split: TypeAlias = Callable[[memoryview], Iterator[memoryview]]
@@ -99,7 +100,7 @@ class Headers:
         self._pictures: dict[int, PictureSet] = {}
         for unit in self._known:
             kind, _ = _kind_and_layer(unit)
-            bits = Bits(unit[_HEADER_BYTES:])
+            bits = payload_bits(unit[_HEADER_BYTES:])
             if kind == _SEQUENCE_SET:
                 _add(self._sequences, *sequence_set(bits))
             elif kind == _PICTURE_SET:
@@ -126,7 +127,7 @@ class Headers:
         for unit in self._split(data):
             kind, layer = _kind_and_layer(unit)
             if kind in _SLICES:
-                bits = Bits(bytes(unit[_HEADER_BYTES:_SLICE_BYTES]))
+                bits = payload_bits(bytes(unit[_HEADER_BYTES:_SLICE_BYTES]))
                 picture = self._with_slice(picture, bits, kind, layer)
             else:
                 self._require_harmless(kind, unit)
@@ -256,7 +257,7 @@ def _kind_and_layer(unit: memoryview | bytes) -> tuple[int, int]:
 
 def _is_harmless(unit: memoryview) -> bool:
     """Whether its messages do not change later pictures: 7.3.5."""
-    bits = Bits(bytes(unit[_HEADER_BYTES:]).rstrip(b"\0"))
+    bits = payload_bits(bytes(unit[_HEADER_BYTES:]).rstrip(b"\0"))
     while bits.left > 8:  # noqa: PLR2004 - the last byte marks the end
         kind, size_bytes = (_long_number(bits) for _ in range(2))
         if kind not in _HARMLESS_MESSAGES:

@@ -6,7 +6,7 @@ The section numbers are those of ITU-T H.265.
 from dataclasses import dataclass
 from typing import Final
 
-from indexer.video.nal import Bits, UnknownError
+from indexer.video.bits import Bits, UnknownError
 
 _PROFILES: Final = frozenset({1, 2, 3, 4})
 """Main, Main 10, Main Still Picture and the format range extensions: A.3."""

@@ -7,7 +7,7 @@ import av
 import pytest
 
 from indexer.config import Decode
-from indexer.video import feeding
+from indexer.video import feeding, hevc
 from indexer.video.decoder import FrameDecoder
 from indexer.video.feeding import Feed, choice_for, every_packet
 from indexer.video.packets import scan_packets
@@ -77,7 +77,7 @@ def test_where_nothing_more_is_saved_all_is_as_before(stream, table):
 
 
 def test_where_most_are_wanted_no_headers_of_pictures_are_read(stream, table, monkeypatch):
-    monkeypatch.setattr(feeding.Headers, "picture", None)
+    monkeypatch.setattr(hevc.Headers, "picture", None)
     wanted = set(range(0, FRAMES, 8)) ^ set(range(FRAMES))
     assert chosen(stream, table.kept, wanted) == chosen_simply(stream, table.kept, wanted)
 

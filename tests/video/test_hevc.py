@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.config import Decode
+from indexer.video.bits import Bits, UnknownError
 from indexer.video.hevc import Headers, Picture
 from indexer.video.hevc_sets import MOST_REFERENCES, ReferenceSet, reference_set
-from indexer.video.nal import Bits, UnknownError, delimited_units, sized_units
+from indexer.video.nal import delimited_units, sized_units
 from indexer.video.probe import open_video_stream
 from indexer.video.references import needed_pictures
 from tests.video.synth import Synth

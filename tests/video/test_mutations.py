@@ -55,7 +55,10 @@ def plan_of(mode):
 
 @pytest.fixture(scope="module")
 def sandboxes():
+    """Both have started: that time is not a mutant's."""
     with Sandbox(plan_of("uniform")) as uniform, Sandbox(plan_of("windows")) as windows:
+        for sandbox in (uniform, windows):
+            list(sandbox.decode(Bytes(seed("h264 mp4")), video_id="good"))
         yield {"uniform": uniform, "windows": windows}
 
 
