@@ -11,8 +11,9 @@ import os
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,10 +42,12 @@ VIDEO_SUFFIXES: Final = frozenset(
         *(".wmv", ".y4m"),
     }
 )
-_BATCH_ROWS: Final = 1 << 18
+_BATCH_ROWS: Final = 1 << 16
 _OWN_COLUMNS: Final = frozenset({"video_id", "uri", "size_bytes", "content_key", "etag", "extra"})
 
-Row = tuple[StoredObject, str]
+Row: TypeAlias = tuple[StoredObject, str]
+Entry: TypeAlias = Mapping[str, Any]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +90,26 @@ def discover(
         ManifestError: an input does not exist, holds no video, or is no manifest.
         StorageError: the storage cannot be listed.
     """
-    seen: set[str] = set()
-    batches: list[pa.RecordBatch] = []
+    tables: list[pa.Table] = []
     for source in inputs:
         storage.check_scheme(source, schemes)
-        rows = [row for row in _rows(source, schemes) if row[0].uri not in seen]
-        rows = list({row[0].uri: row for row in reversed(rows)}.values())
-        rows.sort(key=lambda row: row[0].uri)
-        seen.update(row[0].uri for row in rows)
-        batches += (_batch(rows[at : at + _BATCH_ROWS]) for at in range(0, len(rows), _BATCH_ROWS))
-    return pa.Table.from_batches(batches, MANIFEST_SCHEMA).slice(0, limit)
+        listed = pa.Table.from_batches(map(_batch, _rows(source, schemes)), MANIFEST_SCHEMA)
+        table = _each_once(listed)
+        for known in tables:
+            is_known = pa.compute.is_in(table["uri"], value_set=known["uri"].combine_chunks())
+            table = table.filter(pa.compute.invert(is_known))
+        tables.append(table)
+    return pa.concat_tables(tables).slice(0, limit)
+
+
+def _each_once(table: pa.Table) -> pa.Table:
+    """The rows sorted by URI, of several of one URI the first."""
+    order = [("uri", "ascending"), ("place", "ascending")]
+    places = table.select(["uri"]).append_column("place", pa.array(range(len(table)), pa.int64()))
+    table = table.take(pa.compute.sort_indices(places, order))
+    uris = table["uri"]
+    is_first = pa.compute.not_equal(uris.slice(1), uris.slice(0, max(len(uris) - 1, 0)))
+    return table.filter(pa.chunked_array([pa.array([True] * min(len(uris), 1)), *is_first.chunks]))
 
 
 def refs(table: pa.Table) -> Iterator[VideoRef]:
@@ -167,23 +180,26 @@ def _batch(rows: Sequence[Row]) -> pa.RecordBatch:
     )
 
 
-def _rows(source: str, schemes: Collection[str]) -> list[Row]:
+def _rows(source: str, schemes: Collection[str]) -> Iterator[Sequence[Row]]:
+    """The rows of an input, a batch at a time: what is behind a row takes more memory than it."""
     storage.check_public(source)
     uri = storage.absolute_uri(source)
     if not is_utf8(uri):
         message = f"{os.fsencode(uri)!r}: the name is not UTF-8; rename the file"
         raise ManifestError(message)
     if PurePosixPath(uri).suffix.lower() in MANIFEST_SUFFIXES:
-        entries = _read_manifest(uri)
-        if entries is not None:
-            return _resolve(uri, entries, schemes)
+        content = _content(uri)
+        if content is not None:
+            yield from _resolved(uri, content, schemes)
+            return
     try:
         found = find(uri, _is_video)
     except FileNotFoundError:
         found = []
     if not found:
         raise ManifestError(_nothing_at(uri))
-    return [(item, "{}") for item in found]
+    for batch in _batched(found):
+        yield [(item, "{}") for item in batch]
 
 
 def _is_video(name: str) -> bool:
@@ -199,66 +215,81 @@ def _nothing_at(uri: str) -> str:
     return f"{name}: holds no video; looked for names that end in {endings}"
 
 
-def _read_manifest(uri: str) -> list[dict[str, Any]] | None:
-    """The rows of a manifest; None where the name is that of no object, but perhaps a folder."""
+def _content(uri: str) -> bytes | None:
+    """The bytes of a manifest; None where the name is that of no object, but perhaps a folder."""
     if os.path.isdir(uri):  # noqa: PTH112 - of a URI there is no such folder
         return None
     try:
-        content = storage.read_bytes(uri)
+        return storage.read_bytes(uri)
     except FileNotFoundError:
         return None
+
+
+def _resolved(uri: str, content: bytes, schemes: Collection[str]) -> Iterator[Sequence[Row]]:
+    """Rows of a manifest with sizes and content keys, asking the storage where it says neither."""
     readers = {
         ".parquet": _read_parquet,
         ".csv": _read_csv,
         ".jsonl": _read_jsonl,
         ".txt": _read_txt,
     }
-    try:
-        entries = readers[PurePosixPath(uri).suffix.lower()](content)
-    except (ValueError, pa.ArrowException, csv.Error) as error:
-        message = f"{storage.redact(uri)} is no readable manifest: {error}"
-        raise ManifestError(message) from error
-    if not entries:
+    entries = readers[PurePosixPath(uri).suffix.lower()](content)
+    first = 1
+    while True:
+        try:
+            batch = list(islice(entries, _BATCH_ROWS))
+        except (ValueError, pa.ArrowException, csv.Error) as error:
+            message = f"{storage.redact(uri)} is no readable manifest: {error}"
+            raise ManifestError(message) from error
+        if not batch:
+            break
+        yield _resolve(uri, batch, schemes, first)
+        first += len(batch)
+    if first == 1:
         message = f"{storage.redact(uri)}: the manifest is empty"
         raise ManifestError(message)
-    return entries
 
 
-def _read_parquet(content: bytes) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(content)).to_pylist()
-    return rows
+def _read_parquet(content: bytes) -> Iterator[Entry]:
+    for batch in pq.ParquetFile(io.BytesIO(content)).iter_batches(_BATCH_ROWS):
+        yield from batch.to_pylist()
 
 
-def _read_csv(content: bytes) -> list[dict[str, Any]]:
-    text = io.StringIO(content.decode("utf-8-sig"), newline="")
+def _read_csv(content: bytes) -> Iterator[Entry]:
     csv.field_size_limit(1 << 24)
-    return list(csv.DictReader(text, strict=True))
+    yield from csv.DictReader(_text(content, newline=""), strict=True)
 
 
-def _read_jsonl(content: bytes) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(content.decode("utf-8-sig").split("\n"), start=1):
+def _read_jsonl(content: bytes) -> Iterator[Entry]:
+    for number, line in enumerate(_text(content), start=1):
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):
                 message = f"line {number} is not a JSON object"
                 raise ValueError(message)
-            rows.append(row)
-    return rows
+            yield row
 
 
-def _read_txt(content: bytes) -> list[dict[str, Any]]:
-    lines = (line.removesuffix("\r") for line in content.decode("utf-8-sig").split("\n"))
-    return [{"uri": line} for line in lines if line.strip() and not line.startswith("#")]
+def _read_txt(content: bytes) -> Iterator[Entry]:
+    lines = (line.removesuffix("\n").removesuffix("\r") for line in _text(content))
+    yield from ({"uri": line} for line in lines if line.strip() and not line.startswith("#"))
+
+
+def _text(content: bytes, newline: str = "\n") -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=newline)
+
+
+def _batched(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    return (items[at : at + _BATCH_ROWS] for at in range(0, len(items), _BATCH_ROWS))
 
 
 def _resolve(
-    manifest_uri: str, entries: Sequence[Mapping[str, Any]], schemes: Collection[str]
+    manifest_uri: str, entries: Sequence[Entry], schemes: Collection[str], first: int
 ) -> list[Row]:
-    """Rows of a manifest with sizes and content keys, asking the storage where it says neither."""
+    """Rows of a part of a manifest, which begins with the entry of this number."""
     uris = [
         _entry_uri(manifest_uri, number, entry, schemes)
-        for number, entry in enumerate(entries, start=1)
+        for number, entry in enumerate(entries, start=first)
     ]
     believed = [_believed(uri, entry) for uri, entry in zip(uris, entries, strict=True)]
     asked = dict.fromkeys(uri for uri, item in zip(uris, believed, strict=True) if item is None)
