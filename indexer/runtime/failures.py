@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from ray.data.exceptions import ExecutionTimeoutError
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from indexer.errors import ClusterError, IndexerError
@@ -18,6 +18,7 @@ RAY_ADVICE: Final = "\nFailed to apply UDF transform"
 _STAGE: Final = re.compile(r"MapWorker\(MapBatches\((\w+)\)\)")
 _IP: Final = re.compile(r"\bip[:=]\s*([^\s,)]+)")
 _OPERATOR: Final = re.compile(r"- MapBatches\((\w+)\): (.*)")
+_GUESSES: Final = " Some common causes include"
 _RESUME: Final = "what was committed stands, run the same command again for the rest"
 
 STALLS: Final = (ExecutionTimeoutError, GetTimeoutError)
@@ -64,7 +65,7 @@ def explain_stall(
 def _last_cause(error: BaseException) -> BaseException:
     last = error
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and not isinstance(cause, SystemException):  # by Ray, without words
         last = cause
         cause = cause.cause if isinstance(cause, RayTaskError) else cause.__cause__
     return last
@@ -75,7 +76,7 @@ def _death(message: str) -> str:
     stage, address = _STAGE.search(message), _IP.search(message)
     name = stage[1] if stage else "a stage"
     node = f"node {address[1]}" if address else "a node that Ray does not name"
-    final_line = redact_text(message.splitlines()[-1].strip())
+    final_line = redact_text(message.splitlines()[-1].partition(_GUESSES)[0].strip())
     often = (
         f"{MAX_FAILED_STARTS + 1} actors of {name} in a row could not be made"
         if "creation task" in message

@@ -72,9 +72,9 @@ class Cluster:
         """Ends a node at once, and all its processes."""
         self._order("kill", node)
 
-    def drain(self, node: str, seconds: float) -> None:
-        """Tells Ray, as a spot notice does, that a node will go in so many seconds."""
-        self._order("drain", [node, seconds])
+    def drain(self, node: str, seconds: float) -> bool:
+        """Tells Ray, as a spot notice does, that a node will go; whether Ray has taken it in."""
+        return self._order("drain", [node, seconds])
 
     def actors(self) -> list[dict[str, Any]]:
         """Stage, node and state of each actor that was seen, in every place it was seen in."""

@@ -4,7 +4,7 @@ import os
 import signal
 
 from indexer.cli import main
-from indexer.runtime import pipeline, placement
+from indexer.runtime import failures, pipeline, placement
 from indexer.runtime.workers import ScoreUnits, public_errors
 
 HOW = os.environ.get("DYING")
@@ -29,5 +29,6 @@ class DyingActor(ScoreUnits):
 
 if __name__ == "__main__":
     pipeline.ScoreUnits = DyingActor
-    placement.MAX_RESTARTS = 2  # thirty times takes minutes
+    placement.MAX_RESTARTS = failures.MAX_RESTARTS = 1  # thirty times takes minutes
+    pipeline.MAX_FAILED_STARTS = failures.MAX_FAILED_STARTS = 1
     main()

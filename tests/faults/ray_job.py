@@ -10,7 +10,7 @@ from pathlib import Path
 from indexer.table.paths import IndexPaths
 from tests.faults.forks import REPOSITORY
 
-PATIENCE_SECONDS = 150
+PATIENCE_SECONDS = 300  # two cores may be busy with much else
 
 
 class Job:
@@ -29,6 +29,7 @@ class Job:
             [sys.executable, "-m", module, *map(str, run), *settings],
             cwd=REPOSITORY,
             env=env or {k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -47,7 +48,12 @@ class Job:
         return len(list(log.glob("*.json"))) - 1 if log.is_dir() else 0
 
     def end(self):
-        _, told = self.process.communicate(timeout=PATIENCE_SECONDS)
+        try:
+            answer, told = self.process.communicate(timeout=PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        assert not answer, answer  # of dead workers too is told on stderr
         return self.process.returncode, told
 
     def kill(self):

@@ -1,6 +1,7 @@
 """The real job on several nodes, of which some go, and many of whose workers are killed."""
 
 import logging
+import time
 
 import pytest
 
@@ -12,7 +13,6 @@ from tests.video.synth import Synth
 
 VIDEOS = 60
 LOGGER = logging.getLogger(__name__)
-PATIENCE_SECONDS = 600
 OPTIONS = ("precision.model=float32",)
 DECODE = {"num_cpus": 2, "labels": {"role": "decode"}}
 GPU = {"num_cpus": 1, "num_gpus": 1, "labels": {"role": "gpu"}}
@@ -91,3 +91,54 @@ def test_lost_nodes_and_killed_actors_cost_nothing(archive, model, clean, tmp_pa
     assert lasting_rows(str(tmp_path / "index")) == clean
     assert where["DecodeVideos"] | where["WriteUnits"] <= set(decoders)
     assert where["ScoreUnits"] == set(gpus)
+
+
+GROWING = (
+    "cluster.autoscaling=true", "cluster.decode_actors=4", "cluster.model_actors=2",
+    "model.device=cuda", "decode.deadline_seconds=10",
+)  # fmt: skip
+
+
+def test_a_job_waits_for_the_nodes_that_it_asked_for(archive, model, clean, tmp_path):
+    """On a head alone at first; another node for the model comes later."""
+    with Cluster() as cluster:
+        nodes = [cluster.add(**DECODE)]
+        job = start(cluster, archive, model, tmp_path / "index", *GROWING)
+        assert job.wait_for(lambda: "DecodeVideos" in nodes_of(cluster)), job.end()
+        nodes.append(cluster.add(**GPU))
+        code, told = job.end()
+        where = nodes_of(cluster)
+    assert code == 1, told
+    assert "up to 4 decoding, up to 2 running the model" in told
+    assert lasting_rows(str(tmp_path / "index")) == clean
+    assert where["DecodeVideos"] == {nodes[0]}
+    assert where["ScoreUnits"] == {nodes[1]}
+
+
+def test_a_job_that_waits_in_vain_says_for_what(archive, model, tmp_path):
+    with Cluster() as cluster:
+        cluster.add(**DECODE)
+        stall = (*GROWING, "cluster.no_progress_seconds=30")
+        code, told = start(cluster, archive, model, tmp_path / "index", *stall).end()
+    assert code == 3, told
+    assert "nothing has moved for 30 s (cluster.no_progress_seconds)" in told
+    assert "ScoreUnits (" in told
+    assert "up to 4 decode actors of 0.99 CPU on nodes of the role decode, 2 model actors" in told
+    assert "of the role decode: 2 CPUs, 0 GPUs" in told
+    assert "run the same command again" in told
+
+
+def test_the_work_of_a_node_with_a_spot_notice_is_done_elsewhere(archive, model, clean, tmp_path):
+    with Cluster() as cluster:
+        going, _ = cluster.add(**DECODE), cluster.add(**DECODE)
+        cluster.add(**GPU)
+        job = start(cluster, archive, model, tmp_path / "index")
+        assert job.wait_for(lambda: len(nodes_of(cluster).get("DecodeVideos", ())) == 2), job.end()
+        due = job.commits() + 1
+        assert job.wait_for(lambda: job.commits() >= due), job.end()
+        assert cluster.drain(going, seconds=5)
+        time.sleep(5)
+        cluster.kill(going)  # as the cloud does: Ray itself leaves a drained node running
+        code, told = job.end()
+    assert code == 1, told
+    assert lasting_rows(str(tmp_path / "index")) == clean
