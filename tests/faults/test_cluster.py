@@ -142,3 +142,16 @@ def test_the_work_of_a_node_with_a_spot_notice_is_done_elsewhere(archive, model,
         code, told = job.end()
     assert code == 1, told
     assert lasting_rows(str(tmp_path / "index")) == clean
+
+
+def test_a_killed_driver_is_submitted_again_to_the_same_cluster(archive, model, clean, tmp_path):
+    with Cluster() as cluster:
+        for node in (DECODE, GPU):
+            cluster.add(**node)
+        job = start(cluster, archive, model, tmp_path / "index")
+        assert job.wait_for(lambda: job.commits() >= 3), job.end()
+        job.kill()
+        code, told = start(cluster, archive, model, tmp_path / "index").end()
+    assert code in {0, 1}, told  # the unreadable video may have been of the first one
+    assert "already done" in told
+    assert lasting_rows(str(tmp_path / "index")) == clean
