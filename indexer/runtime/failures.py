@@ -18,7 +18,7 @@ RAY_ADVICE: Final = "\nFailed to apply UDF transform"
 _STAGE: Final = re.compile(r"MapWorker\(MapBatches\((\w+)\)\)")
 _IP: Final = re.compile(r"\bip[:=]\s*([^\s,)]+)")
 _OPERATOR: Final = re.compile(r"- MapBatches\((\w+)\): (.*)")
-_GUESSES: Final = " Some common causes include"
+_GUESSES: Final = ". Some common causes include"
 _RESUME: Final = "what was committed stands, run the same command again for the rest"
 
 STALLS: Final = (ExecutionTimeoutError, GetTimeoutError)
