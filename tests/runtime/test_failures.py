@@ -7,7 +7,7 @@ from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from indexer.config import Cluster, Model
 from indexer.errors import ClusterError, ModelError
-from indexer.runtime.failures import RAY_ADVICE, explain, explain_stall
+from indexer.runtime.failures import explain, explain_stall
 from indexer.runtime.pools import Node, size_pools
 
 NODES = [Node(0, name="10.0.0.1 (aaaa)"), Node(4, role="decode", name="10.0.0.2 (bbbb)")]
