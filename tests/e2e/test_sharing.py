@@ -60,4 +60,4 @@ def test_many_videos_are_not(plan, tmp_path, monkeypatch):
         (tmp_path / f"{name}.mp4").write_bytes(Synth(frames=8).encode())
     monkeypatch.setattr(sharing, "SHARE_BYTES", 1)
     pools = replace(size_pools([Node(2)], Cluster(), Model(), todo_rows=100), decode_actors=2)
-    assert sharing.share_out(todo_of(tmp_path), plan, pools).num_rows == 8
+    assert sharing.share_out(todo_of(tmp_path), plan, pools, patience_seconds=60).num_rows == 8
