@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -255,7 +256,8 @@ def _run(job: Any, fmt: Format) -> int:  # noqa: ANN401 - IndexConfig, imported 
     from indexer.runtime.pipeline import run_plan
     from indexer.runtime.progress import ProgressReporter, result_text
 
-    with ProgressReporter(Console(stderr=True)) as reporter:
+    # Ray tells on stdout of workers that died
+    with ProgressReporter(Console(stderr=True)) as reporter, redirect_stdout(sys.stderr):
         result = run_plan(plan, reporter)
     if fmt is Format.json:
         typer.echo(json_text(result.report), nl=False)

@@ -141,6 +141,12 @@ class Cluster(Section):
             one is started for the job.
         decode_actors: decoding processes; by default worked out from the cluster.
         model_actors: model processes; by default one for each GPU, or one on a CPU cluster.
+        gpus_per_model_actor: less than 1 lets several model actors share a GPU.
+        autoscaling: the cluster starts nodes when actors wait for them: the pools begin with one
+            actor each and grow up to `decode_actors` and `model_actors`, which this needs, as it
+            needs `model.device` to be `cpu` or `cuda`.
+        no_progress_seconds: a job in which nothing has moved for so long ends with exit code 3;
+            give it as long as nodes may take to come, and more than `decode.deadline_seconds`.
         block_clips: clips that travel together from the decoders to the model; by default 64 with
             GPUs and 8 without, where a block of 64 would take minutes.
         cpu_hour_price: of one CPU, in any currency; with it the report says what the job cost.
@@ -150,6 +156,9 @@ class Cluster(Section):
     address: str | None = None
     decode_actors: Annotated[int, Field(ge=1)] | None = None
     model_actors: Annotated[int, Field(ge=1)] | None = None
+    gpus_per_model_actor: Annotated[float, Field(gt=0, le=1)] = 1.0
+    autoscaling: bool = False
+    no_progress_seconds: Annotated[float, Field(gt=0)] = 3600.0
     block_clips: Annotated[int, Field(ge=1, le=4096)] | None = None
     cpu_hour_price: Annotated[float, Field(ge=0)] | None = None
     gpu_hour_price: Annotated[float, Field(ge=0)] | None = None
@@ -225,6 +234,19 @@ class IndexConfig(Section):
     def _check_combinations(self) -> Self:
         if self.sampling.views > 1 and self.sampling.mode != "kinetics":
             message = f"sampling.views = {self.sampling.views} needs sampling.mode = kinetics"
+            raise ValueError(message)
+        if self.cluster.no_progress_seconds <= self.decode.deadline_seconds:
+            message = (
+                f"cluster.no_progress_seconds = {self.cluster.no_progress_seconds:g} must be more "
+                f"than decode.deadline_seconds = {self.decode.deadline_seconds:g}"
+            )
+            raise ValueError(message)
+        bounds = (self.cluster.decode_actors, self.cluster.model_actors)
+        if self.cluster.autoscaling and (None in bounds or self.model.device == "auto"):
+            message = (
+                "cluster.autoscaling needs cluster.decode_actors and cluster.model_actors as upper "
+                "bounds, and model.device = cpu or cuda"
+            )
             raise ValueError(message)
         return self
 

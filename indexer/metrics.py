@@ -169,12 +169,14 @@ class ClusterReady:
         gpus: of the cluster.
         decode_actors: decoding processes.
         model_actors: model processes.
+        growing: both are the most that there may be, on a cluster that grows.
     """
 
     cpus: float
     gpus: float
     decode_actors: int
     model_actors: int
+    growing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayError, RayTaskError
+from ray.data import DataContext
+from ray.exceptions import RayError
 
 from indexer.config import IndexConfig
 from indexer.errors import ClusterError, IndexerError
@@ -28,8 +28,16 @@ from indexer.metrics import (
 )
 from indexer.model.precision import AUTO, resolve_dtype
 from indexer.runtime.cadence import pause_seconds
-from indexer.runtime.cluster import WRITER_CPUS, Pools, connected, size_pools
+from indexer.runtime.cluster import connected, live_nodes
+from indexer.runtime.failures import STALLS, explain, explain_stall
 from indexer.runtime.forecast import Forecast, forecast, is_early_enough
+from indexer.runtime.placement import (
+    MAX_FAILED_STARTS,
+    decode_options,
+    model_options,
+    write_options,
+)
+from indexer.runtime.pools import Pools, size_pools
 from indexer.runtime.prometheus import MetricsExporter
 from indexer.runtime.report import Course, build_report
 from indexer.runtime.sharing import most_rows, share_out
@@ -50,9 +58,6 @@ TICK_SECONDS: Final = 1.0
 
 PASSES: Final = 3
 """What a stage that died lost or gave twice is done again, at most so often in all."""
-
-RAY_ADVICE: Final = "\nFailed to apply UDF transform"
-"""Where Ray's own words begin in the message of an error that a stage raised."""
 
 logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plans and hints are not for our users
 
@@ -181,12 +186,18 @@ class _Job:
 
     def _run_pipeline(self) -> None:
         config, rows = self._plan.config, most_rows(self._plan.todo)
-        with connected(config.cluster) as (cpus, gpus):
-            pools = size_pools(cpus, gpus, config.cluster, config.model, todo_rows=rows)
+        with connected(config.cluster) as nodes:
+            pools = size_pools(nodes, config.cluster, config.model, todo_rows=rows)
             self._pools = pools
             _settle_precision(self._plan, pools)
             self._observer.on_event(
-                ClusterReady(pools.cpus, pools.gpus, pools.decode_actors, pools.model_actors)
+                ClusterReady(
+                    pools.cpus,
+                    pools.gpus,
+                    pools.decode_actors,
+                    pools.model_actors,
+                    growing=pools.growing,
+                )
             )
             self._pipeline_started = time.monotonic()
             try:
@@ -304,35 +315,26 @@ def build_dataset(plan: JobPlan, todo: pa.Table, pools: Pools) -> ray.data.Datas
     context.enable_progress_bars = False
     context.verbose_stats_logs = False
     context.print_on_execution_start = False
-    actors: dict[str, Any] = {"num_cpus": pools.actor_cpus}
+    context.execution_no_progress_timeout_s = plan.config.cluster.no_progress_seconds
+    context.max_consecutive_actor_init_deaths = MAX_FAILED_STARTS
     with DataContext.current(context):
+        # map_batches itself refuses a GPU without a number of rows, and how often to start again
         return (
             ray.data.from_arrow(_split(todo, pools.decode_actors))
-            .map_batches(
+            .map_batches_internal(
                 DecodeVideos,
                 fn_constructor_args=(plan.decode_plan,),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=pools.decode_actors),
-                **actors,
+                **decode_options(pools),
             )
-            # map_batches itself refuses a GPU without a number of rows; a row here has many clips
             .map_batches_internal(
                 ScoreUnits,
                 fn_constructor_kwargs=_model_arguments(plan, pools),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=pools.model_actors),
-                num_gpus=1 if pools.device == "cuda" else 0,
-                **actors,
+                **model_options(pools),
             )
-            .map_batches(
+            .map_batches_internal(
                 WriteUnits,
                 fn_constructor_args=(plan.paths, _row_context(plan)),
-                batch_size=None,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=pools.write_actors),
-                num_cpus=WRITER_CPUS,
+                **write_options(pools),
             )
         )
 
@@ -397,23 +399,12 @@ def _batches(plan: JobPlan, todo: pa.Table, pools: Pools) -> Iterator[pa.Table]:
     Raises:
         IndexerError: a stage failed; its own error where it has one, else ClusterError.
     """
+    patience_seconds = plan.config.cluster.no_progress_seconds
     try:
-        dataset = build_dataset(plan, share_out(todo, plan.decode_plan, pools), pools)
-        for bundle in dataset.iter_internal_ref_bundles():
+        shared = share_out(todo, plan.decode_plan, pools, patience_seconds=patience_seconds)
+        for bundle in build_dataset(plan, shared, pools).iter_internal_ref_bundles():
             yield from ray.get(list(bundle.block_refs))
+    except STALLS as error:
+        raise explain_stall(error, pools, live_nodes(), patience_seconds) from error
     except RayError as error:
-        raise _explain(error) from error
-
-
-def _explain(error: BaseException) -> IndexerError:
-    """The package's own error inside what Ray raised, else one that quotes the last cause."""
-    last = error
-    cause: BaseException | None = error
-    while cause is not None:
-        last = cause
-        cause = cause.cause if isinstance(cause, RayTaskError) else cause.__cause__
-    message = str(last).partition(RAY_ADVICE)[0].strip()
-    if isinstance(last, IndexerError):
-        return type(last)(message)
-    final_line = message.splitlines()[-1] if message else ""
-    return ClusterError(f"the pipeline failed: {type(last).__name__}: {final_line}")
+        raise explain(error) from error

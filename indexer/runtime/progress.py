@@ -35,9 +35,10 @@ def planned_text(event: JobPlanned) -> str:
 def cluster_text(event: ClusterReady) -> str:
     """One line about where it runs."""
     gpus = f" and {event.gpus:g} GPUs" if event.gpus else ""
+    now, most = ("now ", "up to ") if event.growing else ("", "")
     return (
-        f"Ray has {event.cpus:g} CPUs{gpus}: {event.decode_actors} decoding, "
-        f"{event.model_actors} running the model"
+        f"Ray {now}has {event.cpus:g} CPUs{gpus}: {most}{event.decode_actors} decoding, "
+        f"{most}{event.model_actors} running the model"
     )
 
 

@@ -12,8 +12,8 @@ import indexer
 from indexer.config import Cluster
 from indexer.metrics import Counts
 from indexer.model.precision import resolve_dtype
-from indexer.runtime.cluster import Pools
 from indexer.runtime.forecast import Forecast
+from indexer.runtime.pools import Pools
 from indexer.runtime.tally import Tally
 from indexer.runtime.todo import JobPlan
 from indexer.runtime.verdict import judge
@@ -91,7 +91,7 @@ def build_report(plan: JobPlan, tally: Tally, course: Course, *, status: str) ->
         "forecast": None if course.forecast is None else asdict(course.forecast),
         "dtype": None if course.pools is None else resolve_dtype(asked_dtype, course.pools.device),
         "cluster": None if course.pools is None else _cluster(course.pools),
-        "cost": None if course.pools is None else _cost(course.pools, plan.config.cluster, seconds),
+        "cost": _cost(course.pools, plan.config.cluster, seconds),
         "config": plan.config.model_dump(mode="json")
         | {"inputs": [redact(uri) for uri in plan.config.inputs]},
         "versions": {
@@ -135,8 +135,15 @@ def _cluster(pools: Pools) -> Mapping[str, object]:
     }
 
 
-def _cost(pools: Pools, prices: Cluster, seconds: float) -> Mapping[str, float | None]:
-    """What the whole cluster was for as long as the run took; the price where it is known."""
+def _cost(
+    pools: Pools | None, prices: Cluster, seconds: float
+) -> Mapping[str, float | None] | None:
+    """What the whole cluster was for as long as the run took; the price where it is known.
+
+    None where nobody knows how large the cluster was: it was not reached, or it grew.
+    """
+    if pools is None or pools.growing:
+        return None
     cpu_hours, gpu_hours = pools.cpus * seconds / 3600, pools.gpus * seconds / 3600
     known = prices.cpu_hour_price is not None or prices.gpu_hour_price is not None
     price = cpu_hours * (prices.cpu_hour_price or 0) + gpu_hours * (prices.gpu_hour_price or 0)

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import ray
 
 from indexer.runtime.blocks import TODO_SCHEMA
-from indexer.runtime.cluster import Pools
+from indexer.runtime.placement import decode_claim
+from indexer.runtime.pools import Pools
 from indexer.runtime.workers import survey_todo
 from indexer.video.plan import DecodePlan
 
@@ -30,21 +31,28 @@ def most_rows(todo: pa.Table) -> int:
     return int(pc.sum(pc.max_element_wise(shares, 1)).as_py() or 0)
 
 
-def share_out(todo: pa.Table, plan: DecodePlan, pools: Pools) -> pa.Table:
+def share_out(
+    todo: pa.Table, plan: DecodePlan, pools: Pools, *, patience_seconds: float
+) -> pa.Table:
     """Replaces the rows of long videos by several rows, where there are few videos.
 
     Args:
         todo: rows of `TODO_SCHEMA`.
         plan: by which units are counted.
         pools: of the cluster, which is connected.
+        patience_seconds: to wait for CPUs to count units with.
+
+    Raises:
+        GetTimeoutError: no CPUs have come.
     """
     rows_wanted = ROWS_PER_ACTOR * pools.decode_actors
     if pools.decode_actors == 1 or todo.num_rows >= rows_wanted:
         return todo
     rows = todo.to_pylist()
     long = [index for index, row in enumerate(rows) if row["size_bytes"] >= 2 * SHARE_BYTES]
-    survey = ray.remote(num_cpus=pools.actor_cpus)(survey_todo)
-    units = ray.get([survey.remote(todo.slice(index, 1), plan) for index in long])
+    survey = ray.remote(**decode_claim(pools))(survey_todo)
+    surveys = [survey.remote(todo.slice(index, 1), plan) for index in long]
+    units = ray.get(surveys, timeout=patience_seconds)
     counted = dict(zip(long, units, strict=True))
     shared: list[dict[str, Any]] = []
     for index, row in enumerate(rows):

@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,9 @@ from indexer.errors import VideoError
 from indexer.model.weights import Checkpoint
 from indexer.records import DecodedClips
 from indexer.runtime import blocks
-from indexer.runtime.cluster import Pools, connected, size_pools
+from indexer.runtime.cluster import connected
+from indexer.runtime.placement import model_claim
+from indexer.runtime.pools import Node, Pools, size_pools
 from indexer.runtime.todo import JobPlan
 from indexer.video.fetch import open_video
 from indexer.video.plan import DecodePlan
@@ -70,18 +72,18 @@ def measured_speed(plan: JobPlan, sample: pa.Table) -> tuple[Speed | None, Pools
     import torch
 
     if not (plan.config.cluster.address or os.environ.get("RAY_ADDRESS")):
-        pools, runner = _spread(plan, float(os.cpu_count() or 1), float(torch.cuda.device_count()))
+        here = Node(float(os.cpu_count() or 1), float(torch.cuda.device_count()))
+        pools, runner = _spread(plan, [here])
         return measure(sample, plan.decode_plan, plan.checkpoint, runner), pools
-    with connected(plan.config.cluster) as (cpus, gpus):
-        pools, runner = _spread(plan, cpus, gpus)
-        gpu = 1 if pools.device == "cuda" else 0
-        there = ray.remote(num_cpus=pools.actor_cpus, num_gpus=gpu)(measure)
+    with connected(plan.config.cluster) as nodes:
+        pools, runner = _spread(plan, nodes)
+        there = ray.remote(**model_claim(pools))(measure)
         return ray.get(there.remote(sample, plan.decode_plan, plan.checkpoint, runner)), pools
 
 
-def _spread(plan: JobPlan, cpus: float, gpus: float) -> tuple[Pools, Runner]:
+def _spread(plan: JobPlan, nodes: Sequence[Node]) -> tuple[Pools, Runner]:
     config = plan.config
-    pools = size_pools(cpus, gpus, config.cluster, config.model, todo_rows=plan.todo.num_rows)
+    pools = size_pools(nodes, config.cluster, config.model, todo_rows=plan.todo.num_rows)
     return pools, Runner(pools.device, config.precision.model, pools.model_threads)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from indexer.metrics import Counts
-from indexer.runtime.cluster import Pools
+from indexer.runtime.pools import Pools
 
 Stage = Literal["storage", "decode", "model", "write"]
 

@@ -4,7 +4,9 @@ Their imports are late: a process loads only what its own stage needs; torch alo
 """
 
 import logging
+import os
 import pickle
+import socket
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -41,7 +43,8 @@ def public_errors() -> Iterator[None]:
         raise error from None
     except Exception as error:  # noqa: BLE001 - whatever it is, Ray would print it
         _LOGGER.error("%s", redact_text(traceback.format_exc()))  # noqa: TRY400 - unredacted
-        message = f"the pipeline failed: {type(error).__name__}: {error}"
+        where = f"{socket.gethostname()}:{os.getpid()}"
+        message = f"the pipeline failed on {where}: {type(error).__name__}: {error}"
         raise ClusterError(message) from None
 
 
@@ -53,7 +56,8 @@ class DecodeVideos:
         from indexer.video.sandbox import Sandbox
 
         self._decode_videos = decode_videos
-        self._plan, self._sandbox = plan, Sandbox(plan)
+        with public_errors():
+            self._plan, self._sandbox = plan, Sandbox(plan)
 
     def __call__(self, todo: pa.Table) -> Iterator[pa.Table]:
         """Decodes some videos."""
@@ -95,14 +99,15 @@ class ScoreUnits:
         self._score_units, self._fusion = score_units, fusion
         self._fault: ModelError | None = None
         try:
-            self._classifier = Classifier(
-                checkpoint,
-                device=device,
-                dtype=dtype,
-                backend=backend,
-                batch_size=batch_size,
-                expected_clips=expected_clips,
-            )
+            with public_errors():
+                self._classifier = Classifier(
+                    checkpoint,
+                    device=device,
+                    dtype=dtype,
+                    backend=backend,
+                    batch_size=batch_size,
+                    expected_clips=expected_clips,
+                )
         except ModelError as error:  # raised here, it would reach the driver as a dead actor's text
             self._fault = error
 

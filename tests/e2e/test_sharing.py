@@ -10,8 +10,8 @@ from indexer.config import Cluster, Decode, Model, Sampling
 from indexer.manifest import discover
 from indexer.model.weights import resolve
 from indexer.runtime import blocks, sharing
-from indexer.runtime.cluster import size_pools
 from indexer.runtime.decoding import decode_videos
+from indexer.runtime.pools import Node, size_pools
 from indexer.video.plan import DecodePlan
 from indexer.video.sandbox import Sandbox
 from tests.video.synth import Synth
@@ -45,10 +45,10 @@ def test_few_long_videos_are_shared(plan, tmp_path, monkeypatch):
     (tmp_path / "raw.h264.mkv").write_bytes(Synth(frames=100, container="h264").encode())
     (tmp_path / "short.mp4").write_bytes(Synth(frames=8, noise=0).encode())
     monkeypatch.setattr(sharing, "SHARE_BYTES", 4096)
-    pools = size_pools(2.0, 0.0, Cluster(), Model(), todo_rows=100)
+    pools = size_pools([Node(2)], Cluster(), Model(), todo_rows=100)
     pools = replace(pools, decode_actors=2, actor_cpus=0.5)
     todo = todo_of(tmp_path)
-    shared = sharing.share_out(todo, plan, pools)
+    shared = sharing.share_out(todo, plan, pools, patience_seconds=60)
     rows_per_video = Counter(row["uri"] for row in shared.to_pylist())
     assert sorted(rows_per_video.values()) == [1, 1, 1, 8]
     assert shared.num_rows <= sharing.most_rows(todo)
@@ -59,5 +59,5 @@ def test_many_videos_are_not(plan, tmp_path, monkeypatch):
     for name in range(8):
         (tmp_path / f"{name}.mp4").write_bytes(Synth(frames=8).encode())
     monkeypatch.setattr(sharing, "SHARE_BYTES", 1)
-    pools = replace(size_pools(2.0, 0.0, Cluster(), Model(), todo_rows=100), decode_actors=2)
-    assert sharing.share_out(todo_of(tmp_path), plan, pools).num_rows == 8
+    pools = replace(size_pools([Node(2)], Cluster(), Model(), todo_rows=100), decode_actors=2)
+    assert sharing.share_out(todo_of(tmp_path), plan, pools, patience_seconds=60).num_rows == 8

@@ -3,21 +3,20 @@
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
+import re
+import socket
 import time
-from pathlib import Path
 
 import pytest
 
-from indexer.table.paths import IndexPaths
-from tests.faults.forks import REPOSITORY, lasting_rows
+from tests.faults.forks import lasting_rows
+from tests.faults.ray_job import Job, kill, workers
 from tests.model.stress import write_stress_checkpoint
 from tests.video.synth import Synth
 
-PATIENCE_SECONDS = 150
 VIDEOS = 12
+HOST = socket.gethostname()
+ROW = "2 actors of DyingActor in a row could not be made"
 STAGES = ("DecodeVideos", "ScoreUnits", "WriteUnits")
 
 pytestmark = pytest.mark.ray
@@ -37,47 +36,6 @@ def archive(tmp_path_factory):
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "stress"
     return write_stress_checkpoint(folder, num_frames=4, frame_rate_divisor=4)
-
-
-class Job:
-    """The real command, in a process of its own."""
-
-    def __init__(self, archive, index, model):
-        self.index = index
-        options = (
-            "sampling.min_seconds=0.1", "sampling.segment_clips=4", "cluster.block_clips=1",
-            "output.commit_seconds=0.01",
-        )  # fmt: skip
-        settings = [part for option in options for part in ("--set", option)]
-        run = ["run", archive, "--index", index, "--model", model]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "indexer", *map(str, run), *settings],
-            cwd=REPOSITORY,
-            env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def wait_for(self, condition):
-        """Whether the condition held before the job ended."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while self.process.poll() is None and time.monotonic() < deadline:
-            if condition():
-                return True
-            time.sleep(0.02)
-        return False
-
-    def commits(self):
-        log = Path(IndexPaths(str(self.index)).table("videos"), "_delta_log")
-        return len(list(log.glob("*.json"))) - 1 if log.is_dir() else 0
-
-    def end(self):
-        _, told = self.process.communicate(timeout=PATIENCE_SECONDS)
-        return self.process.returncode, told
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        assert self.end()[0] == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -133,37 +91,11 @@ def test_two_hundred_kills_of_the_driver(archive, model, clean, tmp_path):
     assert sum(kills) >= 150
 
 
-def workers(stage, driver):
-    """Process ids of the actors of a stage, of this driver's Ray only."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                title = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if f"({stage})" in title and driver in _ancestors(int(entry.name)):
-                found.append(int(entry.name))
-    return found
-
-
-def _ancestors(pid):
-    found = []
-    while pid > 1:
-        found.append(pid)
-        try:
-            status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        except OSError:
-            break
-        pid = int(status.rpartition(")")[2].split()[1])
-    return found
-
-
 def check_worker_kills(archive, model, clean, index, stages):
     job, killed = Job(archive, index, model), []
     for number, stage in enumerate(stages):
         assert job.wait_for(lambda number=number: job.commits() >= 2 + 3 * number), job.end()
-        killed += [pid for pid in workers(stage, job.process.pid) if _kill(pid)]
+        killed += [pid for pid in workers(stage, job.process.pid) if kill(pid)]
     code, told = job.end()
     assert len(killed) >= len(stages)
     assert code == 1, told  # the run itself goes on to its end; one video is none
@@ -183,9 +115,23 @@ def test_a_worker_that_is_killed_again_and_again(archive, model, clean, tmp_path
     check_worker_kills(archive, model, clean, tmp_path / "index", [stage] * 3)
 
 
-def _kill(pid):
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (
+            "raises",
+            rf"{ROW}, the last on node \S+: .*on {HOST}:\d+: RuntimeError: this GPU is broken",
+        ),
+        ("killed when made", r"an actor of DyingActor died 2 times, the last on node [\d.]+:"),
+        ("killed at work", r"an actor of DyingActor died 2 times, the last on node [\d.]+:"),
+    ],
+)
+def test_actors_that_die_whenever_they_are_made_end_the_job(archive, model, tmp_path, how, words):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"DYING": how}
+    job = Job(archive, tmp_path / "index", model, module="tests.faults.dying", env=env)
+    code, told = job.end()
+    assert code == 3, told
+    assert re.search(words, told), told
+    assert "run the same command again" in told

@@ -17,6 +17,7 @@ from indexer.runtime.progress import ProgressReporter, result_text
 
 PLANNED = JobPlanned("r1", "base-1a2b3c", 1200, 200, 1000, 5_500_000_000)
 READY = ClusterReady(16, 1, 12, 1)
+GROWING = ClusterReady(0, 0, 40, 8, growing=True)
 
 
 def progress(videos, seconds=10.0):
@@ -132,3 +133,8 @@ def result(**changes):
 )
 def test_the_last_line_says_what_happened_and_what_to_do(outcome, text):
     assert result_text(outcome, "idx") == text
+
+
+def test_a_cluster_that_grows_is_told_with_its_bounds():
+    text = "Ray now has 0 CPUs: up to 40 decoding, up to 8 running the model"
+    assert text in shown([PLANNED, GROWING], terminal=False)

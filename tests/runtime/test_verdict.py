@@ -10,9 +10,9 @@ from indexer.model.classify import Classifier
 from indexer.model.weights import resolve
 from indexer.records import VideoRef
 from indexer.runtime import blocks
-from indexer.runtime.cluster import Pools
 from indexer.runtime.decoding import decode_videos
 from indexer.runtime.forecast import Forecast, forecast, is_early_enough
+from indexer.runtime.pools import Pools
 from indexer.runtime.scoring import score_units
 from indexer.runtime.verdict import judge
 from indexer.runtime.writing import write_units

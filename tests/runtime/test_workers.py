@@ -34,7 +34,7 @@ def test_an_error_of_the_package_leaves_without_its_causes():
 def test_any_other_error_becomes_one_and_its_traceback_is_logged_redacted(caplog):
     with (
         caplog.at_level(logging.ERROR),
-        pytest.raises(ClusterError, match="the pipeline failed: KeyError") as caught,
+        pytest.raises(ClusterError, match=r"the pipeline failed on \S+:\d+: KeyError") as caught,
         public_errors(),
     ):
         raise KeyError(SIGNED)
