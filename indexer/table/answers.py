@@ -89,9 +89,6 @@ SIMILAR: Final = pa.schema(
 )
 CHOSEN_VIDEOS: Final = pa.schema([pa.field("video_id", pa.string())])
 
-CHOSEN_VIDEOS_SQL: Final = """
-    SELECT DISTINCT video_id FROM videos WHERE uri = $1 OR regexp_full_match(uri, $2)
-"""
 VIDEOS_LIKE_SQL: Final = """
     SELECT DISTINCT video_id FROM videos
     WHERE ($1 IS NULL OR uri = $1 OR regexp_full_match(uri, $3))

@@ -121,7 +121,7 @@ def test_files_are_ruled_out_by_the_log(proxy, s3_folder):
     run = compacted(f"{s3_folder}/index", 20_000)
     index = LabelIndex.open(run.paths.root_uri)
     index.search("growing", min_score=1.0)
-    assert len(index._postings()._files) > 4
+    assert len(index._postings._files) > 4
     proxy.reset()
     assert index.search("日本\n語", top=3).num_rows == 3
     assert len({path.partition("?")[0] for _, path, _ in proxy.served}) <= 2
