@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from indexer.errors import QueryError
 from indexer.table.answers import (
@@ -146,6 +145,8 @@ class LabelIndex(OpenedIndex):
             QueryError: no video, or several, have this uri.
             StorageError: the index cannot be read.
         """
+        import pyarrow.compute as pc
+
         name = self._videos.uri(uri)
         clips = model_rows(self._tables[CLIPS.name], self.tag, ("uri", "=", name))
         rows = read(clips, VIDEO_CLIPS.names, pc.field("uri") == name)
@@ -250,6 +251,8 @@ class LabelIndex(OpenedIndex):
             StorageError: the index cannot be read.
         """
         _check_search(0.0, top)
+        import pyarrow.compute as pc
+
         from indexer.table.duplicates import find_duplicates
 
         return find_duplicates(
