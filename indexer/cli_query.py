@@ -8,6 +8,7 @@ import typer
 from indexer.cli_plot import Plot, draw_status, draw_video
 from indexer.cli_terminal import ComparisonReporter, Index, OutFormat, print_rows
 from indexer.render import Format, json_text, size_text
+from indexer.table.comparison import MAX_NEIGHBOURS, MIN_HITS, MIN_SIMILARITY
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -162,13 +163,13 @@ def duplicates(
     index: Index,
     min_similarity: Annotated[
         float, typer.Option(max=1, help="Of two clips that count as a hit: 1 for equal ones.")
-    ] = 0.8,
+    ] = MIN_SIMILARITY,
     min_hits: Annotated[
         int, typer.Option(min=1, help="Hits, the same time apart, that make a stretch.")
-    ] = 4,
+    ] = MIN_HITS,
     max_neighbours: Annotated[
         int, typer.Option(min=1, help="Ignore clips that are like more others than this.")
-    ] = 100,
+    ] = MAX_NEIGHBOURS,
     top: Annotated[int, typer.Option(min=1, help="At most this many pairs.")] = 100,
     video: Video = None,
     source: Source = None,

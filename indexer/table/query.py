@@ -27,8 +27,14 @@ from indexer.table.answers import (
     VIDEO_STATES,
     VIDEOS_SQL,
 )
+from indexer.table.comparison import (
+    MAX_NEIGHBOURS,
+    MIN_HITS,
+    MIN_SIMILARITY,
+    Compared,
+    ignored,
+)
 from indexer.table.opened import OpenedIndex
-from indexer.table.pairs import MAX_NEIGHBOURS, MIN_HITS, MIN_SIMILARITY, Compared, ignored
 from indexer.table.postings import Postings, Wanted
 from indexer.table.read import ask, model_rows, read
 from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, TABLES, VIDEOS
