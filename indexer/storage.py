@@ -128,7 +128,10 @@ def read_bytes(uri: str) -> bytes:
     """
     if is_local(uri):
         with storage_errors(uri):
-            return Path(absolute_uri(uri)).read_bytes()
+            try:
+                return Path(absolute_uri(uri)).read_bytes()
+            except NotADirectoryError as error:  # below a file there is nothing
+                raise FileNotFoundError(*error.args) from error
     fs, path = filesystem(uri)
     with storage_errors(uri):
         return _read(fs, path)
@@ -257,7 +260,7 @@ def _local_entries(uri: str) -> list[tuple[str, str]]:
         try:
             with os.scandir(absolute_uri(uri)) as found:
                 return [(entry.name, _kind(entry)) for entry in found]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
 

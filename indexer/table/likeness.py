@@ -62,8 +62,13 @@ class Likeness:
         except ValueError as error:
             message = f"{moment!r}: behind the last @ there should be seconds, not {text!r}"
             raise QueryError(message) from error
-        shown = self._places(pc.field("uri") == self._videos.uri(uri))
-        return ask(SHOWN_SQL, PLACES, seconds, places=shown)
+        places = self._places(pc.field("uri") == self._videos.uri(uri))
+        shown = ask(SHOWN_SQL, PLACES, seconds, places=places)
+        if places.num_rows and not shown.num_rows:
+            last_seconds = max(places["end_seconds"].to_pylist())
+            message = f"no clip of {uri} shows {seconds:g} s; its clips end at {last_seconds:.2f} s"
+            raise QueryError(message)
+        return shown
 
     def _places(self, wanted: pc.Expression) -> pa.Table:
         return read(self._clips, PLACES.names, wanted)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
 _NEAR_VIDEOS: Final = 3
+_ALL_URIS: Final = "SELECT uri FROM videos"
 
 
 class NamedVideos:
@@ -43,9 +44,13 @@ class NamedVideos:
         uris = self._uris()
         found = _called(name, uris)
         if len(found) != 1:
-            near = found or difflib.get_close_matches(name, uris, n=_NEAR_VIDEOS)
-            hint = f"; did you mean {', '.join(near[:_NEAR_VIDEOS])}?" if near else ""
-            message = f"{len(found) or 'no'} videos of {self.index_uri} are called {name!r}{hint}"
+            near = (found or _near(name, uris))[:_NEAR_VIDEOS]
+            hint = (
+                f"did you mean {', '.join(near)}?"
+                if near
+                else f"list them with: indexer sql {self.index_uri} '{_ALL_URIS}'"
+            )
+            message = f"{len(found) or 'no'} videos of {self.index_uri} are called {name!r}; {hint}"
             raise QueryError(message)
         return found[0]
 
@@ -70,6 +75,12 @@ class NamedVideos:
     def _uris(self) -> list[str]:
         known = read(self.rows, ["uri"], pc.field("uri").is_valid())
         return sorted(pc.unique(known["uri"]).to_pylist())
+
+
+def _near(name: str, uris: Sequence[str]) -> list[str]:
+    """The uris that hold the name, else those that are spelled like it."""
+    holding = [uri for uri in uris if name and name.casefold() in uri.casefold()]
+    return holding or difflib.get_close_matches(name, uris, n=_NEAR_VIDEOS)
 
 
 def _called(name: str, uris: Sequence[str]) -> list[str]:
