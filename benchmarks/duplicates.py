@@ -14,7 +14,6 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,14 +24,14 @@ from benchmarks._planted import Planted, make_videos
 from indexer.config import IndexConfig
 from indexer.model.classify import Classifier
 from indexer.runtime.decoding import decode_videos
+from indexer.runtime.pipeline import row_context
 from indexer.runtime.scoring import score_units
 from indexer.runtime.todo import plan_job
 from indexer.runtime.writing import write_units
 from indexer.table import catalog
 from indexer.table.commit import Committer
-from indexer.table.pairs import MIN_HITS, MIN_SIMILARITY
+from indexer.table.comparison import MIN_HITS, MIN_SIMILARITY
 from indexer.table.query import LabelIndex
-from indexer.table.rows import RowContext
 from indexer.video.sandbox import Sandbox
 
 VIDEOS_A_COMMIT: Final = 25
@@ -100,17 +99,7 @@ def index_videos(videos: Path, index: Path, *, hop_seconds: float, model: str) -
     plan = plan_job(config)
     catalog.create_index(plan.paths)
     catalog.register_model(plan.paths, plan.tag, plan.fingerprint, plan.checkpoint.labels)
-    committer = Committer(plan.paths, plan.tag, plan.run_id)
-    context = RowContext(
-        tag=plan.tag,
-        run_id=plan.run_id,
-        labels=plan.checkpoint.labels,
-        top_k=config.model.top_k,
-        min_score=config.model.min_score,
-        keep_logits=config.output.logits,
-        stored_mantissa_bits=config.precision.stored_mantissa_bits,
-        indexed_at=datetime.now(UTC),
-    )
+    committer, context = Committer(plan.paths, plan.tag, plan.run_id), row_context(plan)
     classifier = Classifier(plan.checkpoint, batch_size=BATCH_CLIPS)
     with Sandbox(plan.decode_plan) as sandbox:
         for start in range(0, plan.todo.num_rows, VIDEOS_A_COMMIT):

@@ -7,7 +7,9 @@ import typer
 
 from indexer.cli_plot import Plot, draw_status, draw_video
 from indexer.cli_terminal import ComparisonReporter, Index, OutFormat, print_rows
+from indexer.errors import ERROR_CODES
 from indexer.render import Format, json_text, size_text
+from indexer.table.comparison import MAX_NEIGHBOURS, MIN_HITS, MIN_SIMILARITY
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,7 +56,9 @@ def errors(
 ) -> int:
     """List the videos that failed, and why."""
     table = _open(index, model).errors(code)
-    _print_table(table, fmt, "no video failed" + (f" with {code}" if code else ""))
+    known = code is None or code in ERROR_CODES
+    empty = "no video failed" + (f" with {code}" if code else "")
+    _print_table(table, fmt, empty if known else f"{empty}; codes are {', '.join(ERROR_CODES)}")
     return 0
 
 
@@ -153,7 +157,8 @@ def similar(
 
         embedding = embed_moment(opened.uri, opened.tag, *moment)
         table = opened.similar_to(embedding, top=top, distinct_videos=distinct_videos, video=video)
-    _print_table(table, fmt, "there is no other clip to compare with", _SIMILAR_COLUMNS)
+    empty = "there is no other clip to compare with" + ("; widen --video" if video else "")
+    _print_table(table, fmt, empty, _SIMILAR_COLUMNS)
     return 0
 
 
@@ -162,13 +167,13 @@ def duplicates(
     index: Index,
     min_similarity: Annotated[
         float, typer.Option(max=1, help="Of two clips that count as a hit: 1 for equal ones.")
-    ] = 0.8,
+    ] = MIN_SIMILARITY,
     min_hits: Annotated[
         int, typer.Option(min=1, help="Hits, the same time apart, that make a stretch.")
-    ] = 4,
+    ] = MIN_HITS,
     max_neighbours: Annotated[
         int, typer.Option(min=1, help="Ignore clips that are like more others than this.")
-    ] = 100,
+    ] = MAX_NEIGHBOURS,
     top: Annotated[int, typer.Option(min=1, help="At most this many pairs.")] = 100,
     video: Video = None,
     source: Source = None,
@@ -188,6 +193,8 @@ def duplicates(
         video=video, source=source, observe=ComparisonReporter(),
     )  # fmt: skip
     empty = f"no {min_hits} clips in a row come back; --min-similarity or --min-hits could be lower"
+    if video or source:
+        empty += ", or --video and --source wider"
     _print_table(table, fmt, empty)
     return 0
 

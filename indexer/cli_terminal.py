@@ -11,7 +11,7 @@ import typer
 from indexer.render import Format, clock_text, rows_text
 
 if TYPE_CHECKING:
-    from indexer.table.pairs import Compared
+    from indexer.table.comparison import Compared
 
 _LINE_SECONDS: Final = 10.0
 

@@ -1,18 +1,23 @@
-"""Printing rows for people and for programs: `--format table|json|csv`."""
+"""Printing rows for people and for programs: `--format table|json|csv`.
+
+Rich, which takes longer to load than a question to an index, is loaded for cells that have to be
+folded or hold more than ASCII.
+"""
 
 import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING, Final, Literal
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from indexer.metrics import LeaseAwaited
 
-from indexer.metrics import LeaseAwaited
+_GAP: Final = "  "
 
 
 class Format(StrEnum):
@@ -56,7 +61,7 @@ def _json_default(value: object) -> str:
     raise TypeError(message)
 
 
-def waiting_text(event: LeaseAwaited) -> str:
+def waiting_text(event: "LeaseAwaited") -> str:
     """One line about whom a command waits for, and for how long."""
     since = f" since {event.since}" if event.since else ""
     return (
@@ -79,22 +84,65 @@ def _plain(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of a table for people: its head, its cells, and whether they are numbers."""
+
+    head: str
+    cells: tuple[str, ...]
+    numeric: bool
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """The head and the cells, all as wide as the widest."""
+        texts = (self.head, *self.cells)
+        widths = [_width(text) for text in texts]
+        for text, width in zip(texts, widths, strict=True):
+            blank = " " * (max(widths) - width)
+            yield blank + text if self.numeric else text + blank
+
+
 def _table_text(rows: Sequence[Row], columns: Sequence[str], width: int) -> str:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        values = [row[name] for row in rows if row[name] is not None]
-        numeric = bool(values) and all(isinstance(value, int | float) for value in values)
+    made = [_column(name, [row[name] for row in rows]) for name in columns]
+    lines = [_GAP.join(parts).rstrip() for parts in zip(*(one.lines for one in made), strict=True)]
+    if width and any(_width(line) > width for line in lines):
+        lines = _folded(made, width)
+    return "".join(line + "\n" for line in lines)
+
+
+def _column(name: str, values: Sequence[object]) -> _Column:
+    known = [value for value in values if value is not None]
+    numeric = bool(known) and all(isinstance(value, int | float) for value in known)
+    cells = tuple(cell_text(name, value) for value in values)
+    return _Column(name.removesuffix("_seconds"), cells, numeric)
+
+
+def _width(text: str) -> int:
+    """Columns of the terminal that a line takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _folded(columns: Sequence[_Column], width: int) -> list[str]:
+    """The lines of a table of which some texts are folded, so that it is no wider than this."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column.numeric else "left"
         table.add_column(
-            name.removesuffix("_seconds"),
-            justify="right" if numeric else "left",
-            overflow="fold",
-            no_wrap=numeric,
+            Text(column.head), justify=justify, overflow="fold", no_wrap=column.numeric
         )
-    for row in rows:
-        table.add_row(*(Text(cell_text(name, row[name])) for name in columns))
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*map(Text, cells))
     out = io.StringIO()
-    Console(file=out, width=width or 10_000, color_system=None).print(table)
-    return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
+    Console(file=out, width=width, color_system=None).print(table)
+    return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
 def cell_text(column: str, value: object) -> str:

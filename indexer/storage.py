@@ -3,9 +3,11 @@
 Local folders and S3 are first class; whatever else fsspec knows works where the job's `schemes`
 list it. Credentials come from the environment only, because arguments of a file system travel with
 it to every worker.
+
+fsspec is loaded by what needs it: with what it brings, it takes longer than a question to a local
+index, whose objects are read without it.
 """
 
-import asyncio
 import errno
 import json
 import os
@@ -14,11 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
-
-import fsspec
-from fsspec.asyn import AsyncFileSystem, sync
-from fsspec.implementations.local import LocalFileSystem
+from typing import TYPE_CHECKING, Any, Final
 
 from indexer.errors import ConfigError, StorageError
 from indexer.uris import (
@@ -32,6 +30,10 @@ from indexer.uris import (
     scheme_of,
 )
 
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
 __all__ = [
     "absolute_uri",
     "check_public",
@@ -43,6 +45,7 @@ __all__ = [
     "delta_storage_options",
     "exists",
     "filesystem",
+    "is_local",
     "is_s3",
     "join",
     "list_folders",
@@ -69,7 +72,7 @@ _LOCAL_REFUSALS: Final = {
 }
 
 
-def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def filesystem(uri: str) -> "tuple[AbstractFileSystem, str]":
     """The file system of a URI, and the path to use with it.
 
     Raises:
@@ -78,13 +81,17 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     absolute = absolute_uri(uri)
     scheme = scheme_of(uri)
     if scheme == "file":
+        from fsspec.implementations.local import LocalFileSystem
+
         return LocalFileSystem(), absolute
     if scheme == "s3":
         from indexer.s3 import open_store
 
         return open_store(), absolute.removeprefix("s3://")
+    from fsspec.core import url_to_fs
+
     try:
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = url_to_fs(uri)
     except (ImportError, ValueError) as error:
         message = f"{redact(uri)}: the scheme {scheme!r} cannot be used: {error}"
         raise ConfigError(message) from error
@@ -100,7 +107,7 @@ def storage_errors(uri: str) -> Iterator[None]:
     Raises:
         StorageError: credentials, permissions, endpoint, bucket, disk.
     """
-    local = scheme_of(uri) == "file"
+    local = is_local(uri)
     failures = (OSError,) if local else _remote_failures()
     try:
         yield
@@ -119,6 +126,12 @@ def read_bytes(uri: str) -> bytes:
         FileNotFoundError: there is none.
         StorageError: it cannot be read.
     """
+    if is_local(uri):
+        with storage_errors(uri):
+            try:
+                return Path(absolute_uri(uri)).read_bytes()
+            except NotADirectoryError as error:  # below a file there is nothing
+                raise FileNotFoundError(*error.args) from error
     fs, path = filesystem(uri)
     with storage_errors(uri):
         return _read(fs, path)
@@ -132,7 +145,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     fs, path = filesystem(uri)
     with storage_errors(uri):
-        if isinstance(fs, LocalFileSystem):
+        if is_local(uri):
             _write_local(Path(path), data, os.replace)
         else:
             fs.pipe_file(path, data)
@@ -155,7 +168,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
     with storage_errors(uri):
         for _ in range(_CREATE_TRIES):
             try:
-                if isinstance(fs, LocalFileSystem):
+                if is_local(uri):
                     _write_local(Path(path), data, os.link)
                 else:
                     fs.pipe_file(path, data, mode="create")
@@ -208,8 +221,8 @@ def list_names(uri: str, *, after: str = "") -> list[str]:
     Raises:
         StorageError: the folder cannot be listed.
     """
-    fs, path = filesystem(uri)
-    if after and is_s3(fs):
+    if after and scheme_of(uri) == "s3":
+        fs, path = filesystem(uri)
         with storage_errors(uri):
             return sorted(fs.names_after(path, after))
     names = (name for name, kind in _entries(uri) if kind == "file")
@@ -229,6 +242,8 @@ def list_folders(uri: str) -> list[str]:
 
 def _entries(uri: str) -> list[tuple[str, str]]:
     """Name and kind, "file" or "directory", of what lies directly in a folder."""
+    if is_local(uri):
+        return _local_entries(uri)
     fs, path = filesystem(uri)
     with storage_errors(uri):
         try:
@@ -237,6 +252,22 @@ def _entries(uri: str) -> list[tuple[str, str]]:
             check_readable(uri)
             return []
     return [(_last_name(entry), entry["type"]) for entry in entries]
+
+
+def _local_entries(uri: str) -> list[tuple[str, str]]:
+    """The same of a local folder, without a look at each file: a log has thousands."""
+    with storage_errors(uri):
+        try:
+            with os.scandir(absolute_uri(uri)) as found:
+                return [(entry.name, _kind(entry)) for entry in found]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def _kind(entry: "os.DirEntry[str]") -> str:
+    if entry.is_dir():
+        return "directory"
+    return "file" if entry.is_file() else "other"
 
 
 def _last_name(entry: dict[str, Any]) -> str:
@@ -310,8 +341,10 @@ def check_readable(uri: str) -> None:
 
 
 def _write_probe(uri: str, name: str) -> None:
+    from fsspec.asyn import AsyncFileSystem
+
     fs, path = filesystem(uri)
-    if isinstance(fs, LocalFileSystem):
+    if is_local(uri):
         folder = _nearest_folder(Path(path))
         _write_local(folder / name, b"", os.replace)
         (folder / name).unlink()
@@ -322,14 +355,18 @@ def _write_probe(uri: str, name: str) -> None:
         fs.rm_file(join(path, name))
 
 
-def _within_deadline(fs: AsyncFileSystem, make: Callable[[], Any]) -> None:
+def _within_deadline(fs: "AsyncFileSystem", make: Callable[[], Any]) -> None:
+    import asyncio
+
+    from fsspec.asyn import sync
+
     async def bounded() -> None:
         await asyncio.wait_for(make(), CHECK_SECONDS)
 
     sync(fs.loop, bounded)
 
 
-async def _probe(fs: AsyncFileSystem, path: str) -> None:
+async def _probe(fs: "AsyncFileSystem", path: str) -> None:
     await fs._pipe_file(path, b"")  # noqa: SLF001 - the coroutine, to bound it
     await fs._rm_file(path)  # noqa: SLF001
 
@@ -354,7 +391,7 @@ def _write_local(target: Path, data: bytes, publish: Callable[[Path, Path], None
         temporary.unlink(missing_ok=True)
 
 
-def _read(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
+def _read(fs: "AbstractFileSystem", path: str) -> bytes:
     # s3fs would ask for the size first, to fetch large objects in parts at the same time
     options = {"max_concurrency": 1} if is_s3(fs) else {}
     content: bytes = fs.cat_file(path, **options)
@@ -371,12 +408,17 @@ def _read_json(uri: str) -> tuple[Any] | None:
         raise StorageError(message) from error
 
 
-def is_s3(fs: fsspec.AbstractFileSystem) -> bool:
+def is_local(uri: str) -> bool:
+    """Whether a URI names something on this machine."""
+    return scheme_of(uri) == "file"
+
+
+def is_s3(fs: "AbstractFileSystem") -> bool:
     """Whether a file system is S3."""
     return "s3" in fs.protocol
 
 
-def _lost_race(error: OSError, fs: fsspec.AbstractFileSystem) -> bool:
+def _lost_race(error: OSError, fs: "AbstractFileSystem") -> bool:
     if isinstance(error, FileExistsError) or not is_s3(fs):
         return isinstance(error, FileExistsError)
     from indexer.s3 import lost_race

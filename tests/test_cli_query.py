@@ -51,6 +51,26 @@ def test_an_answer_without_rows_says_what_would_widen_it(index, capsys):
     assert "the best of all scores" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["video", "INDEX", "A.mp"], 2, "did you mean s3://films/a.mp4?"),
+        (["similar", "INDEX", "a.mp4@99"], 2, "shows 99 s; its clips end at 25.50 s"),
+        (["similar", "INDEX", "a.mp4@9", "--video", "z*"], 0, "widen --video"),
+        (["duplicates", "INDEX", "--video", "z*"], 0, "--video and --source wider"),
+        (["errors", "INDEX", "--code", "nope"], 0, "codes are access_denied, "),
+        (["errors", "INDEX", "--code", "missing"], 0, "no video failed with missing\n"),
+        (["sql", "INDEX", "SELECT * FROM shots"], 2, "the views are clips, embeddings, labels, "),
+        (["labels", "INDEX/index.json"], 2, "there is no index at"),
+    ],
+)
+def test_what_finds_nothing_says_what_to_do(index, capsys, arguments, code, words):
+    given = [argument.replace("INDEX", index) for argument in arguments]
+    found, out, err = call(capsys, *given)
+    assert (found, out) == (code, "")
+    assert words in err
+
+
 def test_options_that_segments_do_not_have_are_refused(index, capsys):
     code, _, err = call(capsys, "search", index, "growing", "--segments", "--not", "moving left")
     assert code == 2

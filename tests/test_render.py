@@ -4,8 +4,19 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
 
-from indexer.render import Format, cell_text, clock_text, json_text, rows_text
+from indexer.render import (
+    Format,
+    _column,
+    _folded,
+    cell_text,
+    clock_text,
+    json_text,
+    rows_text,
+)
 
 ROWS = [
     {"uri": "a,b\n.mp4", "score": 0.123456, "start_seconds": 3723.5, "n": 12345, "why": None},
@@ -40,6 +51,24 @@ def test_a_wide_cell_is_folded_not_cut():
     text = rows_text([{"uri": "x" * 300}], ["uri"], Format.table, width=80)
     assert text.count("x") == 300
     assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_columns_line_up_whatever_is_in_them():
+    rows = [{"name": "東京", "n": 7, "to": "a"}, {"name": "e\u0301t\u00e9", "n": 1234, "to": "b"}]
+    text = rows_text(rows, ["name", "n", "to"], Format.table)
+    assert text == "name      n  to\n東京      7  a\ne\u0301t\u00e9   1,234  b\n"
+
+
+@given(st.lists(st.tuples(st.text(max_size=9), st.integers(0, 99999) | st.none()), min_size=1))
+def test_a_table_that_fits_is_the_one_that_is_folded_to_its_width(found):
+    rows = [{"text": text, "number": number, "end": "|"} for text, number in found]
+    columns = ["text", "number", "end"]
+    plain = rows_text(rows, columns, Format.table)
+    made = [_column(name, [row[name] for row in rows]) for name in columns]
+    assert plain.splitlines() == _folded(made, 200)
+    widest = max(map(cell_len, plain.splitlines()))
+    assert rows_text(rows, columns, Format.table, width=widest) == plain
+    assert rows_text(rows, columns, Format.table, width=widest - 1) != plain
 
 
 def test_only_the_named_columns_are_shown():

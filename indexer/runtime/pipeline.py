@@ -333,7 +333,7 @@ def build_dataset(plan: JobPlan, todo: pa.Table, pools: Pools) -> ray.data.Datas
             )
             .map_batches_internal(
                 WriteUnits,
-                fn_constructor_args=(plan.paths, _row_context(plan)),
+                fn_constructor_args=(plan.paths, row_context(plan)),
                 **write_options(pools),
             )
         )
@@ -379,7 +379,8 @@ def expected_clips(plan: JobPlan) -> int:
     return clips * plan.decode_plan.views
 
 
-def _row_context(plan: JobPlan) -> RowContext:
+def row_context(plan: JobPlan) -> RowContext:
+    """What the rows of a job have in common."""
     config = plan.config
     return RowContext(
         tag=plan.tag,

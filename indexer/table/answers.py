@@ -4,7 +4,6 @@ from typing import Final
 
 import pyarrow as pa
 
-from indexer.table.resume import UNIT_OUTCOMES
 from indexer.table.schema import CLIPS, VIDEOS
 
 HITS: Final = pa.schema(
@@ -87,11 +86,23 @@ SIMILAR: Final = pa.schema(
         ),
     ]
 )
+UNIT_OUTCOMES: Final = """
+    WITH contents AS (
+        SELECT video_id, max({'at': finished_at, 'key': content_key}).key AS content_key
+        FROM videos GROUP BY video_id
+    ),
+    attempts AS (SELECT videos.* FROM videos JOIN contents USING (video_id, content_key)),
+    outcomes AS (
+        SELECT * FROM attempts QUALIFY row_number() OVER (
+            PARTITION BY video_id, unit_index
+            ORDER BY status = 'indexed' DESC, attempt DESC, finished_at DESC
+        ) = 1
+    )
+"""
+"""Gives a query over `videos` the view `outcomes`: one row for each unit, the one that counts."""
+
 CHOSEN_VIDEOS: Final = pa.schema([pa.field("video_id", pa.string())])
 
-CHOSEN_VIDEOS_SQL: Final = """
-    SELECT DISTINCT video_id FROM videos WHERE uri = $1 OR regexp_full_match(uri, $2)
-"""
 VIDEOS_LIKE_SQL: Final = """
     SELECT DISTINCT video_id FROM videos
     WHERE ($1 IS NULL OR uri = $1 OR regexp_full_match(uri, $3))

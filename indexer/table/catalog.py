@@ -145,6 +145,23 @@ def read_model(paths: IndexPaths, tag: str) -> RegisteredModel:
     return _model(paths.model_json(tag), content)
 
 
+def chosen_model(paths: IndexPaths, tag: str | None) -> RegisteredModel:
+    """The model of a tag; by default the only one, else the newest.
+
+    Raises:
+        QueryError: the index has no such model, or none at all.
+        StorageError: it cannot be read.
+    """
+    if tag is not None:
+        return read_model(paths, tag)
+    found = models(paths)
+    if not found:
+        uri = paths.root_uri
+        message = f"the index {uri} is empty; fill it with: indexer run VIDEOS --index {uri}"
+        raise QueryError(message)
+    return found[-1]
+
+
 def settle_precision(paths: IndexPaths, tag: str, dtype: str) -> None:
     """Gives a tag the dtype in which its clips are scored, or checks that it has this one.
 

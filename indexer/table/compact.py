@@ -10,7 +10,8 @@ parts of files that are gone go.
 
 Each table changes in one commit, which takes the old files out and puts the new ones in: a reader
 of the log sees the old rows or the new, which are the same. Files that a running job adds
-meanwhile stay. Killed anywhere, the command is given again: tables that were done stay done, files
+meanwhile stay. At last each log is summed up in a checkpoint, which is all that a reader has to
+read of it. Killed anywhere, the command is given again: tables that were done stay done, files
 that no commit names are removed first. At the end the old files are deleted, which is what makes
 `model=*/**/*.parquet` right again for readers who glob; a reader who opened the index before and
 still follows that snapshot finds its files gone, and opens it again.
@@ -104,6 +105,7 @@ def compact(
         progress(done[-1])
         if not keep_history:
             maintainer.vacuum()
+        maintainer.checkpoint()
     return tuple(done)
 
 

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -17,7 +17,9 @@ from indexer import storage
 from indexer.errors import StorageError
 from indexer.table.paths import IndexPaths
 from indexer.table.schema import PARTITION, TableSpec
-from indexer.table.write import DataFile
+
+if TYPE_CHECKING:
+    from indexer.table.write import DataFile
 
 _CONFIGURATION: Final = {"delta.checkpointInterval": "100"}
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
@@ -137,7 +139,7 @@ def live_files(table: DeltaTable, tag: str | None = None) -> list[LiveFile]:
     ]
 
 
-def add_action(file: DataFile, tag: str, *, data_change: bool = True) -> AddAction:
+def add_action(file: "DataFile", tag: str, *, data_change: bool = True) -> AddAction:
     """Makes a written file part of its table.
 
     Args:

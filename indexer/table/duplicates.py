@@ -1,7 +1,8 @@
 """Stretches of video that come back in another video, or later in the same one.
 
 A copied stretch shows in the index as a run: clips of one video that each look like a clip of the
-other, all of them the same time apart. Two clips may look alike by chance; runs hardly do.
+other, all of them the same time apart. Two clips may look alike by chance, short runs too; a run
+counts where it stands out from what lies around it (`diagonals`).
 
 Axes in array names: N clips, D their dimensions, P pairs of clips, R runs.
 """
@@ -10,23 +11,22 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from indexer.errors import QueryError
-from indexer.table.pairs import (
+from indexer.table.comparison import (
     MAX_NEIGHBOURS,
     MIN_HITS,
     MIN_SIMILARITY,
     Compared,
-    Pairs,
     ignored,
-    similar_pairs,
 )
+from indexer.table.diagonals import Clips, standing_out
+from indexer.table.pairs import Pairs, similar_pairs
 from indexer.table.read import ask
-from indexer.table.whitening import Vectors, whitened
+from indexer.table.whitening import whitened
 
 DUPLICATES: Final = pa.schema(
     [
@@ -45,16 +45,19 @@ _RUNS: Final = pa.schema(
     [
         *DUPLICATES,
         pa.field("bin", pa.int64()),
-        *(
-            pa.field(name, pa.int64())
-            for name in ("first_clip", "last_clip", "first_other_clip", "last_other_clip")
-        ),
+        *(pa.field(name, pa.int64()) for name in ("first_clip", "first_other_clip")),
     ]
 )
 
 _STILL_SIMILARITY: Final = 0.5
 """Of the first and the last clip of a run in which little changes: anything that is as still, and
 looks a little like it, makes such a run. It takes twice as many hits to count."""
+
+_HIT_ABOVE_ORDINARY: Final = 0.1
+"""What is nearly a hit speaks for a copy, too; what is still less alike speaks against it."""
+
+_COPY_SIMILARITY: Final = 0.975
+"""A run counts where it stands out as much as the fewest hits do if they are as alike as this."""
 
 _BRIDGED_HOPS: Final = 3.5
 """Longest step from one hit of a run to the next: two clips between them may look otherwise."""
@@ -94,15 +97,13 @@ _RUNS_SQL: Final = """
             max(end_seconds) FILTER (is_best) AS end_seconds,
             min(other_start_seconds) FILTER (is_best) AS other_start_seconds,
             max(other_end_seconds) FILTER (is_best) AS other_end_seconds,
-            min(clip) FILTER (is_best) AS first_clip, max(clip) FILTER (is_best) AS last_clip,
-            min(other_clip) FILTER (is_best) AS first_other_clip,
-            max(other_clip) FILTER (is_best) AS last_other_clip
+            min(clip) AS first_clip, min(other_clip) AS first_other_clip
         FROM numbered GROUP BY uri, other_uri, bin, number
     )
     SELECT
         score, hits, uri, start_seconds, end_seconds,
         other_uri, other_start_seconds, other_end_seconds,
-        bin, first_clip, last_clip, first_other_clip, last_other_clip
+        bin, first_clip, first_other_clip
     FROM runs
     WHERE hits >= $3 AND (uri != other_uri OR end_seconds <= other_start_seconds)
 """
@@ -150,7 +151,8 @@ def find_duplicates(
         chosen_videos: ids of videos of which one is to be in each pair; all if None.
         min_similarity: of two clips that count as a hit, above 0 and at most 1: the cosine of their
             whitened embeddings, which is 1 for equal clips and near 0 for unrelated ones.
-        min_hits: clips that a stretch has at least.
+        min_hits: clips that a stretch has at least; a stretch whose clips are not all but equal
+            needs more of them.
         max_neighbours: a clip that is like more others than this counts as like none.
         top: at most this many, the best first; by default all.
         observe: is told how far the search is, the last time when it is over.
@@ -182,10 +184,14 @@ def find_duplicates(
     hops_seconds = np.diff(places["start_seconds"].to_numpy())[np.diff(videos_N) == 0]
     if not len(hops_seconds):
         return DUPLICATES.empty_table()
-    parameters = float(np.median(hops_seconds)), _BRIDGED_HOPS, min_hits
-    runs = ask(_RUNS_SQL, _RUNS, *parameters, hits=_hits(pairs, places))
-    changing_R = _changing(runs, units_ND)
-    stretches = runs.filter(pa.array(changing_R | (runs["hits"].to_numpy() >= 2 * min_hits)))
+    hop_seconds = float(np.median(hops_seconds))
+    runs = ask(_RUNS_SQL, _RUNS, hop_seconds, _BRIDGED_HOPS, min_hits, hits=_hits(pairs, places))
+    clips = Clips(units_ND, videos_N, places["start_seconds"].to_numpy(), hop_seconds)
+    ordinary = min_similarity - _HIT_ABOVE_ORDINARY
+    evidence_R, likeness_R = standing_out(runs, clips, ordinary)
+    stands_out_R = evidence_R >= min_hits * (_COPY_SIMILARITY - ordinary)
+    changes_R = (likeness_R < _STILL_SIMILARITY) | (runs["hits"].to_numpy() >= 2 * min_hits)
+    stretches = runs.filter(pa.array(stands_out_R & changes_R))
     return ask(_BEST_SQL, DUPLICATES, top, stretches=stretches)
 
 
@@ -197,16 +203,6 @@ def _hits(pairs: Pairs, places: pa.Table) -> pa.Table:
         hits |= {f"{side}{name}": found[name] for name in columns.column_names}
         hits[f"{side}clip"] = rows_P
     return pa.table(hits)
-
-
-def _changing(runs: pa.Table, units_ND: Vectors) -> npt.NDArray[np.bool_]:
-    """Which runs end, in both videos, with a clip that is unlike the one they begin with."""
-    likeness_2R = [
-        np.einsum("RD,RD->R", units_ND[runs[first].to_numpy()], units_ND[runs[last].to_numpy()])
-        for first, last in (("first_clip", "last_clip"), ("first_other_clip", "last_other_clip"))
-    ]
-    changing_R: npt.NDArray[np.bool_] = np.max(likeness_2R, axis=0) < _STILL_SIMILARITY
-    return changing_R
 
 
 def _check(min_similarity: float, min_hits: int, max_neighbours: int) -> None:

@@ -24,6 +24,7 @@ from indexer.table.commit import refresh
 from indexer.table.delta import (
     LiveFile,
     add_action,
+    delta_errors,
     live_files,
     open_or_create,
     reason,
@@ -152,6 +153,16 @@ class Maintainer:
         with ThreadPoolExecutor(_DELETE_THREADS) as pool:
             list(pool.map(storage.delete, doomed))
         return len(doomed)
+
+    def checkpoint(self) -> None:
+        """Sums up each table's log in one file, so that a reader need not read every commit.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        for spec in TABLES.values():
+            with delta_errors(self.paths.table(spec.name)):
+                self.fresh(spec).create_checkpoint()
 
     @property
     def _application(self) -> str:

@@ -9,11 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from indexer.table.paths import IndexPaths
+from indexer.table.paths import IndexPaths, digest_in_name
 from indexer.table.read import read
 from indexer.table.sidecar import Batch, Part, matrix, open_parts
 from indexer.table.similar import Choice, nearest
-from indexer.table.write import digest_in_name
 
 
 class Neighbours:

@@ -10,14 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-MIN_SIMILARITY: Final = 0.8
-"""Of two clips that count as alike."""
-
-MIN_HITS: Final = 4
-"""Pairs of clips, all the same time apart, that count as a stretch that comes back."""
-
-MAX_NEIGHBOURS: Final = 100
-"""A clip that looks like more others tells nothing, and is left out."""
+from indexer.table.comparison import Compared, ignored
 
 _BLOCK_CLIPS: Final = 2048
 """Clips on each side of a block: 16 MB of similarities."""
@@ -48,23 +41,6 @@ class Pairs:
     first_P: Rows
     second_P: Rows
     similarity_P: npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """How far a search for pairs is.
-
-    Attributes:
-        share: of the comparisons that are done, 0 to 1.
-        hubs: clips so far that look like too many others, and will be in no pair.
-    """
-
-    share: float
-    hubs: int
-
-
-def ignored(_: Compared) -> None:
-    """Observes a search and does nothing."""
 
 
 def similar_pairs(

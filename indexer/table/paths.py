@@ -12,6 +12,7 @@ from indexer.table.schema import PARTITION
 SIMILARITY: Final = "_similarity"
 """Folder of the similarity sidecars."""
 
+_DIGEST_IN_NAME: Final = re.compile(r"-([0-9a-f]{16})\.parquet$")
 _ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
@@ -121,3 +122,9 @@ def data_file_path(tag: str, writer: str, sha256: str) -> str:
         sha256: of the file's bytes, in hex.
     """
     return f"{partition_folder(tag)}/part-{writer}-{sha256[:16]}.parquet"
+
+
+def digest_in_name(path: str) -> str | None:
+    """The beginning of a data file's sha256 that its name carries; None for a foreign name."""
+    found = _DIGEST_IN_NAME.search(path)
+    return found[1] if found else None

@@ -2,7 +2,8 @@
 
 The log says which files may hold a label; a file's footer, which row groups, and how high the best
 score in each is. Files of a compacted index are sorted by label and falling score, so that the best
-clips of a label take one or two row groups. Footers are kept: a data file never changes.
+clips of a label take one or two row groups, one after the other. Footers are kept: a data file
+never changes.
 """
 
 import contextlib
@@ -10,12 +11,12 @@ import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 from typing import Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
@@ -144,9 +145,12 @@ class Postings:
     def _read(self, file: LiveFile, numbers: Sequence[int], wanted: Wanted) -> pa.Table:
         with _read_errors(), self._open(file) as source:
             metadata = self._footers[file.path].metadata
-            parquet = pq.ParquetFile(source, metadata=metadata, pre_buffer=True)
+            parquet = pq.ParquetFile(
+                source, metadata=metadata, pre_buffer=True, read_dictionary=["label"]
+            )
             rows = parquet.read_row_groups(numbers, columns=HITS.names, use_threads=False)
-            return _matching(rows, wanted).select(HITS.names).cast(HITS)
+            runs = [run for batch in rows.to_batches() for run in _runs(batch, wanted)]
+            return _matching(pa.Table.from_batches(runs, HITS), wanted)
 
 
 def _may_hold(file: LiveFile, wanted: Wanted) -> bool:
@@ -201,25 +205,62 @@ def _is_settled(found: pa.Table, top: int | None, best: float) -> bool:
     return top is not None and found.num_rows == top and best < found["score"][-1].as_py()
 
 
+def _runs(rows: pa.RecordBatch, wanted: Wanted) -> Iterator[pa.RecordBatch]:
+    """The rows of wanted labels and scores.
+
+    Rows are sorted by label and score, so that those of one label follow each other. Slices need
+    no function of pyarrow's, and `from_dlpack` no pandas, as `to_numpy` does: either takes longer
+    to load than a search takes.
+    """
+    labels = rows.column("label")
+    named = enumerate(labels.dictionary.to_pylist())
+    texts = {code: text for code, text in named if text in wanted.labels}
+    codes_N = np.from_dlpack(labels.indices)
+    high_N = np.from_dlpack(rows.column("score")) >= np.float32(wanted.min_score)
+    codes_N = np.where(np.isin(codes_N, list(texts)) & high_N, codes_N, -1)
+    edges = np.flatnonzero(np.diff(codes_N, prepend=-1, append=-1)).tolist()
+    for start, stop in pairwise(edges):
+        if (code := int(codes_N[start])) in texts:
+            run = rows.slice(start, stop - start)
+            columns = {name: run.column(name) for name in HITS.names}
+            columns["label"] = _repeated(texts[code], stop - start)
+            yield pa.RecordBatch.from_arrays(list(columns.values()), schema=HITS)
+
+
+def _repeated(text: str, times: int) -> pa.Array:
+    """The same as `pa.repeat`, which would import pandas."""
+    encoded = text.encode()
+    offsets = pa.py_buffer(np.arange(times + 1, dtype=np.int32) * np.int32(len(encoded)))
+    return pa.StringArray.from_buffers(times, offsets, pa.py_buffer(encoded * times))
+
+
+def _number(data_type: pa.DataType, code: str, value: float) -> pa.Scalar:
+    """The same as `pa.scalar`, which would import pandas."""
+    packed = pa.py_buffer(struct.pack(f"={code}", value))
+    return pa.Array.from_buffers(data_type, 1, [None, packed])[0]
+
+
+def _seconds(value: float) -> pa.Scalar:
+    return _number(pa.float64(), "d", value)
+
+
 def _matching(rows: pa.Table, wanted: Wanted) -> pa.Table:
-    least = _scalar(pa.float32(), "f", wanted.least)
-    mask = pc.and_(
-        pc.is_in(rows["label"], value_set=_strings(wanted.labels)),
-        pc.greater_equal(rows["score"], least),
-    )
-    rows = rows.filter(mask)
+    """The rows that pass the filters beside label and score."""
+    filters = wanted.after, wanted.before, wanted.source, wanted.video, wanted.without
+    if all(value is None for value in filters):
+        return rows
+    import pyarrow.compute as pc
+
     if wanted.after is not None:
-        after = _scalar(pa.float64(), "d", wanted.after)
-        rows = rows.filter(pc.greater_equal(rows["start_seconds"], after))
+        rows = rows.filter(pc.greater_equal(rows["start_seconds"], _seconds(wanted.after)))
     if wanted.before is not None:
-        before = _scalar(pa.float64(), "d", wanted.before)
-        rows = rows.filter(pc.less_equal(rows["end_seconds"], before))
+        rows = rows.filter(pc.less_equal(rows["end_seconds"], _seconds(wanted.before)))
     if wanted.source is not None:
         rows = rows.filter(pc.starts_with(rows["uri"], wanted.source))
     if wanted.video is not None:
-        is_named = pc.is_in(rows["uri"], value_set=_strings([wanted.video]))
         pattern = rf"\A(?:{glob_pattern(wanted.video)})\z"
         matches = pc.match_substring_regex(rows["uri"], pattern)
+        is_named = pc.equal(rows["uri"], _repeated(wanted.video, 1)[0])
         rows = rows.filter(pc.or_(is_named, matches))
     if wanted.without is not None:
         rows = rows.filter(pc.invert(pc.is_in(rows["clip_id"], value_set=wanted.without)))
@@ -227,27 +268,16 @@ def _matching(rows: pa.Table, wanted: Wanted) -> pa.Table:
 
 
 def _best_rows(rows: pa.Table, top: int | None) -> pa.Table:
+    scores_N = np.concatenate([np.zeros(0), *map(np.from_dlpack, rows["score"].chunks)])
+    if np.all(scores_N[:-1] > scores_N[1:]):  # one run of one file, as a rule
+        return rows.slice(0, top)
+    import pyarrow.compute as pc
+
     if top is not None and rows.num_rows > top:  # most rows need no sorting
-        scores = rows["score"].combine_chunks()
-        ranked = pc.partition_nth_indices(scores, pivot=rows.num_rows - top)
-        least = scores.take(ranked.slice(rows.num_rows - top, 1))[0]
-        rows = rows.filter(pc.greater_equal(scores, least))
+        least = _number(pa.float32(), "f", float(np.partition(scores_N, -top)[-top]))
+        rows = rows.filter(pc.greater_equal(rows["score"], least))
     order = [("score", "descending"), *((n, "ascending") for n in ("uri", "clip_index", "rank"))]
     return rows.take(pc.sort_indices(rows, sort_keys=order)).slice(0, top)
-
-
-def _scalar(data_type: pa.DataType, code: str, value: float) -> pa.Scalar:
-    """The same as `pa.scalar`, which would import pandas: half of what a first search takes."""
-    packed = pa.py_buffer(struct.pack(f"={code}", value))
-    return pa.Array.from_buffers(data_type, 1, [None, packed])[0]
-
-
-def _strings(texts: Sequence[str]) -> pa.Array:
-    """The same as `pa.array`, which would import pandas."""
-    encoded = [text.encode() for text in texts]
-    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
-    data = pa.py_buffer(b"".join(encoded))
-    return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), data)
 
 
 @contextlib.contextmanager

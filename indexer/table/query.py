@@ -4,26 +4,18 @@ Reads follow the Delta log: an open index is a snapshot, and a run that goes on 
 what it answers.
 """
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-from deltalake import DeltaTable
 
 from indexer.errors import QueryError
-from indexer.table import catalog
 from indexer.table.answers import (
     BEST_SEGMENTS_SQL,
-    CHOSEN_VIDEOS,
-    CHOSEN_VIDEOS_SQL,
     COUNTS,
     COUNTS_SQL,
     ERRORS,
@@ -31,80 +23,33 @@ from indexer.table.answers import (
     LABEL_COUNTS,
     LABELS_SQL,
     PLACES,
-    SHOWN_SQL,
-    SIMILAR,
-    SIMILAR_SQL,
     VIDEO_CLIPS,
     VIDEO_STATES,
-    VIDEOS_LIKE_SQL,
     VIDEOS_SQL,
 )
-from indexer.table.globs import glob_pattern
-from indexer.table.pairs import MAX_NEIGHBOURS, MIN_HITS, MIN_SIMILARITY, Compared, ignored
-from indexer.table.paths import IndexPaths
+from indexer.table.comparison import (
+    MAX_NEIGHBOURS,
+    MIN_HITS,
+    MIN_SIMILARITY,
+    Compared,
+    ignored,
+)
+from indexer.table.opened import OpenedIndex
 from indexer.table.postings import Postings, Wanted
 from indexer.table.read import ask, model_rows, read
 from indexer.table.schema import CLIPS, EMBEDDINGS, LABELS, TABLES, VIDEOS
 from indexer.table.segments import SEGMENTS, SEGMENTS_VIEW, merge_windows
-from indexer.table.snapshot import Snapshot
 from indexer.table.vocabulary import matching_labels
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
 
-    from indexer.table.neighbours import Neighbours
-    from indexer.table.similar import Choice
-
-_NEAR_VIDEOS: Final = 3
+    from indexer.table.likeness import Likeness
+    from indexer.table.named_videos import NamedVideos
 
 
-class LabelIndex:
-    """One model's part of an index, as it was when it was opened.
-
-    Attributes:
-        uri: of the index.
-        tag: of the model.
-        vocabulary: the labels that the model knows, by label id.
-    """
-
-    def __init__(
-        self, paths: IndexPaths, model: catalog.RegisteredModel, tables: Mapping[str, DeltaTable]
-    ) -> None:
-        self.uri = paths.root_uri
-        self.tag = model.tag
-        self.vocabulary = model.labels
-        self._paths = paths
-        self._tables = tables
-        self._read_postings: Postings | None = None
-        self._rows: dict[str, ds.Dataset] = {}
-
-    @classmethod
-    def open(cls, uri: str, model: str | None = None) -> Self:
-        """Opens an index for questions, as it is now.
-
-        What the `videos` table calls indexed is in the other tables. The tables' logs are read by
-        the questions that need them, at the versions of now: a question fails where compaction
-        has meanwhile removed the files of that version.
-
-        Args:
-            uri: folder or URL of the index.
-            model: a tag; by default the only one, else the newest.
-
-        Raises:
-            QueryError: there is no index, no such model, or nothing in it yet.
-            StorageError: it cannot be read.
-        """
-        paths = IndexPaths(uri)
-        with ThreadPoolExecutor() as pool:
-            checked = pool.submit(catalog.check_index, paths)
-            registered = pool.submit(_registered, paths, model)
-            snapshot = pool.submit(Snapshot.take, paths)
-            checked.result()
-            found, tables = registered.result(), snapshot.result()
-        if tables is None:
-            message = f"the first run into the index {uri} has not begun to write; try again later"
-            raise QueryError(message)
-        return cls(paths, found, tables)
+class LabelIndex(OpenedIndex):
+    """The questions that one model's part of an index answers, as it was when it was opened."""
 
     def search(
         self,
@@ -141,9 +86,9 @@ class LabelIndex:
         labels, unwanted = self._named(label), self._named(without)
         wanted = Wanted(labels, min_score, before, after, video, source)
         if unwanted:
-            others = self._postings().best(Wanted(unwanted, min_score), top=None)
+            others = self._postings.best(Wanted(unwanted, min_score), top=None)
             wanted = replace(wanted, without=others["clip_id"])
-        return self._postings().best(wanted, top=top)
+        return self._postings.best(wanted, top=top)
 
     def segments(
         self,
@@ -177,7 +122,7 @@ class LabelIndex:
         _check_search(min_score, top)
         leave = min_score if leave_score is None else leave_score
         names = self._named(label) or self.vocabulary
-        hits = self._postings().best(Wanted(names, leave, video=video, source=source), top=None)
+        hits = self._postings.best(Wanted(names, leave, video=video, source=source), top=None)
         found = merge_windows(hits, enter=min_score, leave=leave, gap_seconds=gap_seconds)
         return found if top is None else ask(BEST_SEGMENTS_SQL, SEGMENTS, top, segments=found)
 
@@ -206,7 +151,9 @@ class LabelIndex:
             QueryError: no video, or several, have this uri.
             StorageError: the index cannot be read.
         """
-        name = self._video_uri(uri)
+        import pyarrow.compute as pc
+
+        name = self._videos.uri(uri)
         clips = model_rows(self._tables[CLIPS.name], self.tag, ("uri", "=", name))
         rows = read(clips, VIDEO_CLIPS.names, pc.field("uri") == name)
         return ask("SELECT * FROM clips ORDER BY clip_index", VIDEO_CLIPS, clips=rows)
@@ -240,15 +187,16 @@ class LabelIndex:
         from indexer.table.similar import Choice
 
         _check_search(0.0, top)
-        clip_id, video_id = self._clip(clip)
+        clip_id, video_id = self._likeness.clip(clip)
         choice = Choice(
             top,
             without=(clip_id,),
-            videos=self._video_ids(video),
+            videos=self._ids(video),
             without_video=video_id if distinct_videos else None,
             distinct_videos=distinct_videos,
         )
-        return self._like(self._neighbours.vector(clip_id, video_id), choice)
+        vector_D = self._likeness.neighbours.vector(clip_id, video_id)
+        return self._likeness.nearest(vector_D, choice)
 
     def similar_to(
         self,
@@ -276,8 +224,8 @@ class LabelIndex:
         from indexer.table.similar import Choice
 
         _check_search(0.0, top)
-        choice = Choice(top, videos=self._video_ids(video), distinct_videos=distinct_videos)
-        return self._like(embedding, choice)
+        choice = Choice(top, videos=self._ids(video), distinct_videos=distinct_videos)
+        return self._likeness.nearest(embedding, choice)
 
     def duplicates(
         self,
@@ -309,16 +257,14 @@ class LabelIndex:
             StorageError: the index cannot be read.
         """
         _check_search(0.0, top)
-        chosen = None
-        if video is not None or source is not None:
-            videos, pattern = self.rows(VIDEOS.name), glob_pattern(video or "")
-            chosen = ask(VIDEOS_LIKE_SQL, CHOSEN_VIDEOS, video, source, pattern, videos=videos)
+        import pyarrow.compute as pc
+
         from indexer.table.duplicates import find_duplicates
 
         return find_duplicates(
-            self._clips(pc.field("clip_id").is_valid()),
+            read(self.rows(CLIPS.name), PLACES.names, pc.field("clip_id").is_valid()),
             self.rows(EMBEDDINGS.name),
-            None if chosen is None else chosen["video_id"],
+            self._videos.ids(video, source),
             min_similarity=min_similarity,
             min_hits=min_hits,
             max_neighbours=max_neighbours,
@@ -389,77 +335,27 @@ class LabelIndex:
             errors=self.errors(),
         )
 
-    def rows(self, table: str) -> "ds.Dataset":
-        """All rows of `clips`, `embeddings`, `labels` or `videos`, to be read in pieces."""
-        if table not in self._rows:
-            self._rows[table] = model_rows(self._tables[table], self.tag)
-        return self._rows[table]
-
-    def _clips(self, wanted: pc.Expression) -> pa.Table:
-        return read(self.rows(CLIPS.name), PLACES.names, wanted)
-
-    @cached_property
-    def _neighbours(self) -> "Neighbours":
-        from indexer.table.neighbours import Neighbours
-
-        return Neighbours(self._paths, self.tag, self.rows(EMBEDDINGS.name))
-
-    def _clip(self, name: str) -> tuple[str, str]:
-        """The ids of the clip that is meant, and of its video."""
-        if "@" not in name and (video_id := self._neighbours.video_id(name)):
-            return name, video_id
-        clips = self._shown(name) if "@" in name else self._clips(pc.field("clip_id") == name)
-        if clips.num_rows != 1:
-            message = f"{self.uri} has no clip {name!r}; give a clip id or URI@SECONDS"
-            raise QueryError(message)
-        return clips["clip_id"][0].as_py(), clips["video_id"][0].as_py()
-
-    def _video_ids(self, pattern: str | None) -> tuple[str, ...] | None:
-        if pattern is None:
-            return None
-        rows = self.rows(VIDEOS.name)
-        glob = glob_pattern(pattern)
-        chosen = ask(CHOSEN_VIDEOS_SQL, CHOSEN_VIDEOS, pattern, glob, videos=rows)
-        return tuple(chosen["video_id"].to_pylist())
-
-    def _like(self, embedding: npt.ArrayLike, choice: "Choice") -> pa.Table:
-        """The nearest clips, with their places."""
-        (found,) = self._neighbours.of(np.asarray(embedding)[None], choice)
-        is_video = pc.field("video_id").isin(found["video_id"].combine_chunks())
-        uris = read(self.rows(VIDEOS.name), ["uri"], is_video)["uri"].combine_chunks()
-        is_clip = pc.field("clip_id").isin(found["clip_id"].combine_chunks())
-        places = self._clips(pc.field("uri").isin(uris) & is_clip)
-        return ask(SIMILAR_SQL, SIMILAR, found=found, places=places)
-
-    def _shown(self, moment: str) -> pa.Table:
-        """The clip that shows a moment of a video; of several, the one around it."""
-        uri, _, text = moment.rpartition("@")
-        try:
-            seconds = float(text)
-        except ValueError as error:
-            message = f"{moment!r}: behind the last @ there should be seconds, not {text!r}"
-            raise QueryError(message) from error
-        shown = self._clips(pc.field("uri") == self._video_uri(uri))
-        return ask(SHOWN_SQL, PLACES, seconds, places=shown)
-
     def has_video(self, name: str) -> bool:
         """Whether a video has this uri, or one that ends with it."""
-        return bool(_called(name, self._uris()))
+        return self._videos.has(name)
 
-    def _uris(self) -> list[str]:
-        known = read(self.rows(VIDEOS.name), ["uri"], pc.field("uri").is_valid())
-        return sorted(pc.unique(known["uri"]).to_pylist())
+    @cached_property
+    def _videos(self) -> "NamedVideos":
+        from indexer.table.named_videos import NamedVideos
 
-    def _video_uri(self, name: str) -> str:
-        """The uri of the one video that has it or ends with it."""
-        uris = self._uris()
-        found = _called(name, uris)
-        if len(found) != 1:
-            near = found or difflib.get_close_matches(name, uris, n=_NEAR_VIDEOS)
-            hint = f"; did you mean {', '.join(near[:_NEAR_VIDEOS])}?" if near else ""
-            message = f"{len(found) or 'no'} videos of {self.uri} are called {name!r}{hint}"
-            raise QueryError(message)
-        return found[0]
+        return NamedVideos(self.rows(VIDEOS.name), self.uri)
+
+    @cached_property
+    def _likeness(self) -> "Likeness":
+        from indexer.table.likeness import Likeness
+        from indexer.table.neighbours import Neighbours
+
+        neighbours = Neighbours(self._paths, self.tag, self.rows(EMBEDDINGS.name))
+        return Likeness(self.rows(CLIPS.name), neighbours, self._videos)
+
+    def _ids(self, glob: str | None) -> tuple[str, ...] | None:
+        found = self._videos.ids(glob)
+        return None if found is None else tuple(found.to_pylist())
 
     def _named(self, label: str | Sequence[str]) -> tuple[str, ...]:
         """The labels that are meant, each once."""
@@ -468,25 +364,9 @@ class LabelIndex:
         found = (matching_labels(one, self.vocabulary, owner=owner) for one in asked)
         return tuple(dict.fromkeys(chain.from_iterable(found)))
 
+    @cached_property
     def _postings(self) -> Postings:
-        if self._read_postings is None:
-            self._read_postings = Postings(self._paths, self._tables[LABELS.name], self.tag)
-        return self._read_postings
-
-
-def _registered(paths: IndexPaths, model: str | None) -> catalog.RegisteredModel:
-    if model is not None:
-        return catalog.read_model(paths, model)
-    models = catalog.models(paths)
-    if not models:
-        uri = paths.root_uri
-        message = f"the index {uri} is empty; fill it with: indexer run VIDEOS --index {uri}"
-        raise QueryError(message)
-    return models[-1]
-
-
-def _called(name: str, uris: Sequence[str]) -> list[str]:
-    return [name] if name in uris else [uri for uri in uris if uri.endswith(name)]
+        return Postings(self._paths, self._tables[LABELS.name], self.tag)
 
 
 def _check_search(min_score: float, top: int | None) -> None:

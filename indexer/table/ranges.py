@@ -2,12 +2,14 @@
 
 import io
 import os
+from typing import TYPE_CHECKING
 
-import fsspec
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 
 from indexer import storage
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 
 def open_ranged(uri: str, size_bytes: int) -> pa.NativeFile:
@@ -20,16 +22,16 @@ def open_ranged(uri: str, size_bytes: int) -> pa.NativeFile:
     Raises:
         OSError: there is no such file; remote storage says so at the first read.
     """
+    if storage.is_local(uri):
+        return pa.OSFile(storage.absolute_uri(uri))
     fs, path = storage.filesystem(uri)
-    if isinstance(fs, LocalFileSystem):
-        return pa.OSFile(path)
     return pa.PythonFile(_RangedFile(fs, path, size_bytes))
 
 
 class _RangedFile(io.RawIOBase):
     """As much of a Python file as Arrow needs. fsspec's own asks for the size and reads ahead."""
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, size_bytes: int) -> None:
+    def __init__(self, fs: "AbstractFileSystem", path: str, size_bytes: int) -> None:
         super().__init__()
         self._fs = fs
         self._path = path

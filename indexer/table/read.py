@@ -1,7 +1,7 @@
 """Reads rows through the Delta log, and asks DuckDB about them.
 
-DuckDB and pyarrow's datasets are loaded by who needs them: the latter bring pandas along, and
-together they take longer to load than a search takes.
+DuckDB, and pyarrow's datasets and functions, are loaded by who needs them: datasets bring pandas
+along, and each takes longer to load than a search takes.
 """
 
 import hashlib
@@ -9,18 +9,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from indexer import storage
 from indexer.errors import StorageError
 from indexer.table.delta import LiveFile, delta_errors, reason
-from indexer.table.paths import IndexPaths
+from indexer.table.paths import IndexPaths, digest_in_name
 from indexer.table.schema import PARTITION, TableSpec
-from indexer.table.write import digest_in_name
 
 if TYPE_CHECKING:
+    import pyarrow.compute as pc
     import pyarrow.dataset as ds
 
 _SIGNS_OF_ABSENCE: Final = ("No such file", "not found", "NoSuchKey", "does not exist")
@@ -118,7 +117,7 @@ def checked_batches(content: bytes, spec: TableSpec, batch_rows: int) -> Iterato
         raise StorageError(reason(error)) from error
 
 
-def read(rows: "ds.Dataset", columns: Sequence[str], wanted: pc.Expression) -> pa.Table:
+def read(rows: "ds.Dataset", columns: Sequence[str], wanted: "pc.Expression") -> pa.Table:
     """The columns of the wanted rows.
 
     Raises:

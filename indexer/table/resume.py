@@ -19,21 +19,6 @@ from indexer.table.paths import IndexPaths
 from indexer.table.read import ask, model_rows
 from indexer.table.schema import INDEXED, VIDEOS
 
-UNIT_OUTCOMES: Final = """
-    WITH contents AS (
-        SELECT video_id, max({'at': finished_at, 'key': content_key}).key AS content_key
-        FROM videos GROUP BY video_id
-    ),
-    attempts AS (SELECT videos.* FROM videos JOIN contents USING (video_id, content_key)),
-    outcomes AS (
-        SELECT * FROM attempts QUALIFY row_number() OVER (
-            PARTITION BY video_id, unit_index
-            ORDER BY status = 'indexed' DESC, attempt DESC, finished_at DESC
-        ) = 1
-    )
-"""
-"""Gives a query over `videos` the view `outcomes`: one row for each unit, the one that counts."""
-
 STATES: Final = pa.schema(
     [
         pa.field("video_id", pa.string()),

@@ -28,10 +28,9 @@ from indexer import storage
 from indexer.errors import StorageError
 from indexer.table.codes import Codes, encode
 from indexer.table.delta import LiveFile, reason
-from indexer.table.paths import IndexPaths
+from indexer.table.paths import IndexPaths, digest_in_name
 from indexer.table.read import file_batches
 from indexer.table.schema import EMBEDDINGS
-from indexer.table.write import digest_in_name
 
 _NAME: Final = re.compile(r"^part-([0-9a-f]{16})-([0-9a-f]{16})\.arrow$")
 _COLUMNS: Final = ["clip_id", "video_id", "code", "scale", "error", "vector"]

@@ -60,6 +60,10 @@ def run_query(
         except duckdb.InterruptException as error:
             message = f"the query was stopped after {timeout_seconds:g} s; ask for less"
             raise QueryError(message) from error
+        except duckdb.CatalogException as error:
+            names = ", ".join(name for name in views if name != "postings")
+            message = f"{reason(error)}; the views are {names}"
+            raise QueryError(message) from error
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             raise QueryError(reason(error)) from error
         finally:

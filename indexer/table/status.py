@@ -11,11 +11,10 @@ from deltalake import DeltaTable
 from indexer.config import fingerprint_digest
 from indexer.table import catalog
 from indexer.table.delta import live_files
-from indexer.table.paths import IndexPaths
+from indexer.table.paths import IndexPaths, digest_in_name
 from indexer.table.runs import run_reports
 from indexer.table.schema import EMBEDDINGS
 from indexer.table.sidecar import part_sizes, parts_by_digest
-from indexer.table.write import digest_in_name
 
 
 def describe(

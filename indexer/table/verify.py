@@ -28,7 +28,7 @@ from indexer.table.delta import LiveFile, live_files, open_table
 from indexer.table.findings import Finding, shortened
 from indexer.table.lease import all_leases
 from indexer.table.log_checks import LogFacts, read_logs
-from indexer.table.paths import SIMILARITY, IndexPaths
+from indexer.table.paths import SIMILARITY, IndexPaths, digest_in_name
 from indexer.table.read import checked_batches, content_fault
 from indexer.table.record import sequence_application
 from indexer.table.recovery import find_unfinished
@@ -37,7 +37,7 @@ from indexer.table.schema import CLIPS, EMBEDDINGS, TABLES, VIDEOS, TableSpec
 from indexer.table.sidecar import parts_by_digest, stale_names
 from indexer.table.sidecar_checks import part_fault
 from indexer.table.strays import LOG, removed_paths, stray_files
-from indexer.table.write import FileStatistics, digest_in_name, instant_text
+from indexer.table.write import FileStatistics, instant_text
 
 BATCH_ROWS: Final = 8192
 """Rows that are looked at together: 40 MB of the widest table."""

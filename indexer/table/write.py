@@ -8,7 +8,6 @@ a checksum.
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,7 +28,6 @@ _BLOOM_FALSE_POSITIVES: Final = 0.05
 _CAN_BLOOM: Final = "bloom_filter_options" in inspect.signature(pq.write_table).parameters
 """Not every pyarrow that we support writes Bloom filters."""
 
-_DIGEST_IN_NAME: Final = re.compile(r"-([0-9a-f]{16})\.parquet$")
 _LAST_CHARACTER: Final = "\U0010ffff"
 
 
@@ -150,12 +148,6 @@ def stats_json(table: pa.Table, spec: TableSpec) -> str:
     statistics = FileStatistics(spec)
     statistics.add(table)
     return statistics.to_json()
-
-
-def digest_in_name(path: str) -> str | None:
-    """The beginning of a data file's sha256 that its name carries; None for a foreign name."""
-    found = _DIGEST_IN_NAME.search(path)
-    return found[1] if found else None
 
 
 class FileStatistics:

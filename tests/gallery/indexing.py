@@ -3,7 +3,7 @@
 from indexer.config import IndexConfig
 from indexer.model.classify import Classifier
 from indexer.runtime.decoding import decode_videos
-from indexer.runtime.pipeline import _row_context
+from indexer.runtime.pipeline import row_context
 from indexer.runtime.scoring import score_units
 from indexer.runtime.todo import JobPlan, plan_job
 from indexer.runtime.writing import write_units
@@ -20,7 +20,7 @@ def index_videos(inputs: str, index: str, **settings: object) -> LabelIndex:
     catalog.create_index(plan.paths)
     catalog.register_model(plan.paths, plan.tag, plan.fingerprint, plan.checkpoint.labels)
     committer = Committer(plan.paths, plan.tag, plan.run_id)
-    classifier, context = Classifier(plan.checkpoint, batch_size=4), _row_context(plan)
+    classifier, context = Classifier(plan.checkpoint, batch_size=4), row_context(plan)
     with Sandbox(plan.decode_plan) as sandbox:
         for number, unit in enumerate(decode_videos(plan.todo, plan.decode_plan, sandbox)):
             scored = score_units(unit, classifier, plan.config.sampling.fusion)

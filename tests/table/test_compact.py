@@ -1,6 +1,7 @@
 """Compaction changes files and nothing else, whenever it dies and whoever reads or writes."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from indexer.table.delta import live_files, open_table
 from indexer.table.maintenance import WRITER, Maintainer, maintaining
 from indexer.table.query import LabelIndex
 from indexer.table.schema import CLIPS, EMBEDDINGS, TABLES
+from indexer.table.snapshot import newest_version
 from indexer.table.verify import verify
 from tests.table.make import TAG, Run, new_index, ref, unit
 from tests.table.readers import ENGINES, read_all
@@ -159,6 +161,15 @@ def test_a_second_compaction_has_nothing_to_do(run):
     again = compact(run.paths, TAG)
     assert [one.rows for one in again] == [0, 0, 0, 0, 0]
     assert data_files(run.paths) == files
+
+
+def test_a_reader_of_the_log_afterwards_needs_no_commit_but_the_checkpoint(run):
+    compact(run.paths, TAG)
+    for name in TABLES:
+        log = f"{run.paths.table(name)}/_delta_log"
+        newest = newest_version(run.paths, name)
+        assert json.loads(storage.read_bytes(f"{log}/_last_checkpoint"))["version"] == newest
+    assert not verify(run.paths).broken
 
 
 def test_large_files_stay_but_labels_are_sorted_as_one(run):

@@ -186,6 +186,30 @@ def test_a_stretch_without_change_needs_twice_the_hits():
     assert len(spans(archive)) == 1
 
 
+def blurred(rng, vectors_ND, similarity):
+    """Vectors whose cosine with the given ones is about this."""
+    error = (1 / similarity**2 - 1) ** 0.5
+    return vectors_ND + error * noise(rng, len(vectors_ND))
+
+
+def test_a_run_of_chance_hits_is_no_copy_and_a_blurred_copy_is():
+    archive, rng = unrelated(videos=12, clips=60)
+    archive["v0"][3:8] = blurred(rng, archive["v4"][9:14], 0.86)
+    assert spans(archive) == []
+    archive["v0"][3:19] = blurred(rng, archive["v4"][9:25], 0.86)
+    assert len(spans(archive)) == 1
+    assert len(spans(archive, min_similarity=0.5)) == 1
+
+
+def test_what_lies_around_a_run_speaks_against_it():
+    archive, rng = unrelated(videos=12, clips=60)
+    for gap, found in ((1, 1), (2, 0)):
+        archive["v0"][:], archive["v4"][:] = noise(rng, 60), noise(rng, 60)
+        for start in (10, 13 + gap):
+            archive["v0"][start : start + 3] = archive["v4"][start + 7 : start + 10]
+        assert len(spans(archive)) == found
+
+
 def test_what_looks_like_too_many_others_is_left_out_and_told():
     archive, rng = unrelated()
     black = noise(rng, 1)

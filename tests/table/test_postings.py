@@ -121,7 +121,7 @@ def test_files_are_ruled_out_by_the_log(proxy, s3_folder):
     run = compacted(f"{s3_folder}/index", 20_000)
     index = LabelIndex.open(run.paths.root_uri)
     index.search("growing", min_score=1.0)
-    assert len(index._postings()._files) > 4
+    assert len(index._postings._files) > 4
     proxy.reset()
     assert index.search("日本\n語", top=3).num_rows == 3
     assert len({path.partition("?")[0] for _, path, _ in proxy.served}) <= 2
@@ -191,18 +191,28 @@ def test_the_newest_version_is_found_behind_a_checkpoint(store, tmp_path, reques
 # -- what a command loads
 
 
-def test_a_search_loads_nothing_slow(tmp_path):
+NEVER = ("pandas", "duckdb", "pyarrow.dataset", "ray", "torch", "av", "s3fs", "fsspec", "rich")
+
+
+@pytest.mark.parametrize(
+    ("filters", "slow"),
+    [
+        ([], (*NEVER, "pyarrow.compute", "asyncio", "indexer.table.write")),
+        (["--after", "0", "--before", "99", "--video", "*", "--source", "a"], NEVER),
+    ],
+)
+def test_a_search_loads_nothing_slow(tmp_path, filters, slow):
     """Pandas, which pyarrow likes to load, would double the time of the command."""
     run = Run(new_index(str(tmp_path / "index")))
     run.add(unit("a"), top_k=5)
+    command = ["search", run.paths.root_uri, "growing", "--min-score", "0.01", *filters]
     code = (
         "import sys\n"
         "from indexer.cli import main\n"
         "try:\n"
-        f"    main(['search', {run.paths.root_uri!r}, 'growing', '--min-score', '0.01'])\n"
+        f"    main({command})\n"
         "except SystemExit as end: assert not end.code\n"
-        "slow = ('pandas', 'duckdb', 'pyarrow.dataset', 'ray', 'torch', 'av', 's3fs')\n"
-        "print([name for name in slow if name in sys.modules])"
+        f"print([name for name in {slow} if name in sys.modules])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "growing" in told.stdout

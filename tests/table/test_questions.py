@@ -147,7 +147,7 @@ def test_all_clips_of_a_video(index):
     [
         (".mp4", "4 videos of .* are called '.mp4'; did you mean"),
         ("s3://films/aa.mp4", "no videos .*; did you mean s3://films/a.mp4"),
-        ("zzz", "no videos of .* are called 'zzz'$"),
+        ("zzz", "no videos of .* are called 'zzz'; list them with: indexer sql .* 'SELECT uri"),
     ],
 )
 def test_a_video_that_is_not_one_is_refused(index, name, says):

@@ -46,7 +46,7 @@ def answers(run, tag=TAG):
     found = [
         answer.to_pylist()
         for distinct in (False, True)
-        for answer in index._neighbours.of(vectors, Choice(7, distinct_videos=distinct))
+        for answer in index._likeness.neighbours.of(vectors, Choice(7, distinct_videos=distinct))
     ]
     return [*found, index.similar(rows["clip_id"][0].as_py()).to_pylist()]
 
