@@ -202,7 +202,8 @@ def run_loop(order: Order) -> Outcome:
 
 def planned(order: Order) -> JobPlan:
     """The order's job; what it runs no model on has frames of the size that was asked for."""
-    overrides = {"inputs": (order.inputs,), "index": order.folder, **order.settings}
+    own = {"inputs": (order.inputs,), "index": order.folder, "model.id": "demo"}
+    overrides = {**own, **order.settings}
     plan = plan_job(IndexConfig.load(overrides=overrides))
     if order.pixels is None:
         return plan

@@ -127,7 +127,7 @@ def measure_plumbing(report: Report, folder: Path, options: argparse.Namespace) 
     ):
         each = min(CLIPS, block_clips or CLIPS)
         manifest = write_manifest(folder / f"{clips}-{each}.parquet", clips // each, each)
-        settings = {"model.id": "demo", "cluster.block_clips": block_clips}
+        settings = {"cluster.block_clips": block_clips}
         order = Order(manifest, str(folder / name), NULL, BASE_PIXELS, machine, settings)
         outcome = report.run(f"plumbing: {name}", run_operators, order)
         if limit is not None:
@@ -157,8 +157,7 @@ def measure_spill(report: Report, folder: Path, options: argparse.Namespace) -> 
     clips = int(options.seconds * SLOW_CLIPS_PER_SECOND)
     for name, each in (("short videos", CLIPS), ("long videos", LONG_CLIPS)):
         manifest = write_manifest(folder / f"s{each}.parquet", clips // each, each)
-        settings = {"model.id": "demo"}
-        order = Order(manifest, str(folder / name), SLOW, BASE_PIXELS, machine, settings)
+        order = Order(manifest, str(folder / name), SLOW, BASE_PIXELS, machine)
         outcome = report.run(f"spill: {name}", run_operators, order)
         model = outcome.counts.model
         waiting = model.wait_seconds / (model.busy_seconds + model.wait_seconds)
@@ -173,7 +172,7 @@ def measure_archive(report: Report, folder: Path, options: argparse.Namespace) -
     outcomes = []
     for videos in (SMALL_ARCHIVE, options.archive):
         manifest = write_manifest(folder / f"a{videos}.parquet", videos, 1)
-        settings = {"model.id": "demo", "cluster.block_clips": 64}
+        settings = {"cluster.block_clips": 64}
         order = Order(manifest, str(folder / f"a{videos}"), NULL_BUT_WRITE, None, settings=settings)
         outcome = report.run(f"archive: {videos} videos", run_job, order)
         outcomes.append(outcome)
@@ -242,7 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report()
     with TemporaryDirectory() as folder:
         for name in options.only:
+            known = len(report.bars)
             SCENARIOS[name](report, Path(folder), options)
+            print(*report.bars[known:], sep="\n", file=sys.stderr, flush=True)
     print("| run | units | clips | CPU s | CPU ms a clip | clips/s | spilled MB |")
     print("|---|---|---|---|---|---|---|", *report.lines, "", *report.bars, sep="\n")
     if options.json:
