@@ -55,6 +55,7 @@ LONG_CLIPS: Final = 256
 """Of half an hour: eight units of the largest size."""
 
 TINY_SECONDS: Final = 1.0
+TINY_PIXELS: Final = 48
 COPIES: Final = 10
 SMALL_ARCHIVE: Final = 1000
 STORE_BYTES: Final = 1 << 30
@@ -173,7 +174,8 @@ def measure_archive(report: Report, folder: Path, options: argparse.Namespace) -
     for videos in (SMALL_ARCHIVE, options.archive):
         manifest = write_manifest(folder / f"a{videos}.parquet", videos, 1)
         settings = {"cluster.block_clips": 64}
-        order = Order(manifest, str(folder / f"a{videos}"), NULL_BUT_WRITE, None, settings=settings)
+        index = str(folder / f"a{videos}")
+        order = Order(manifest, index, NULL_BUT_WRITE, TINY_PIXELS, settings=settings)
         outcome = report.run(f"archive: {videos} videos", run_job, order)
         outcomes.append(outcome)
     small, large = (outcome.cpu_seconds / outcome.counts.units for outcome in outcomes)
