@@ -190,10 +190,10 @@ def preparation_seconds(checkpoint: Checkpoint, device: str, batch: int) -> floa
     staging = Staging((checkpoint.num_frames, *[checkpoint.image_size] * 2, 3), device)
     frames_BTHWC = clips_of(checkpoint, batch).numpy()
     frames_BTHWC.setflags(write=False)
-    staging.load(frames_BTHWC, batch)
+    staging.load([frames_BTHWC], batch)
     started = time.process_time()
     for _ in range(20):
-        staging.load(frames_BTHWC, batch)
+        staging.load([frames_BTHWC], batch)
     return (time.process_time() - started) / (20 * batch)
 
 

@@ -89,6 +89,7 @@ class Counts:
         decode_seconds: CPU time of decoding, over all workers.
         decode_wall_seconds: wall time of the same.
         write_seconds: wall time of writing data files, over all workers.
+        written_bytes: size of these files.
         model: what all model actors did.
         video_seconds: running time of the videos whose first unit is among these.
         listed_bytes: size of those videos.
@@ -101,6 +102,7 @@ class Counts:
     decode_seconds: float = 0.0
     decode_wall_seconds: float = 0.0
     write_seconds: float = 0.0
+    written_bytes: int = 0
     model: ModelEffort = field(default_factory=ModelEffort)
     video_seconds: float = 0.0
     listed_bytes: int = 0
@@ -114,6 +116,7 @@ class Counts:
             decode_seconds=self.decode_seconds + other.decode_seconds,
             decode_wall_seconds=self.decode_wall_seconds + other.decode_wall_seconds,
             write_seconds=self.write_seconds + other.write_seconds,
+            written_bytes=self.written_bytes + other.written_bytes,
             model=self.model + other.model,
             video_seconds=self.video_seconds + other.video_seconds,
             listed_bytes=self.listed_bytes + other.listed_bytes,

@@ -1,7 +1,10 @@
 """How many clips go through the model at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 _ENOUGH: Final = 0.97
 """A larger batch must be faster than this share of the time a clip takes in the smaller one."""
@@ -20,6 +23,19 @@ def next_batch(remaining: int, batch_size: int) -> tuple[int, int]:
     quarter = batch_size // 4
     size = quarter if quarter > 1 and remaining <= batch_size - quarter else batch_size
     return min(remaining, size), size
+
+
+def pieces(
+    arrays_NTHWC: Sequence[npt.NDArray[np.uint8]], batch: slice
+) -> list[npt.NDArray[np.uint8]]:
+    """Views of the clips of a batch, where the arrays are counted through as if they were one."""
+    found, first = [], 0
+    for array_NTHWC in arrays_NTHWC:
+        inside = slice(max(batch.start - first, 0), max(batch.stop - first, 0))
+        if len(array_NTHWC[inside]):
+            found.append(array_NTHWC[inside])
+        first += len(array_NTHWC)
+    return found
 
 
 def calibrate(seconds_of: Callable[[int], float | None], largest: int) -> int:

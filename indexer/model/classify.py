@@ -5,7 +5,7 @@ K labels, D hidden size.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from indexer.errors import ModelError
 from indexer.model.backends import Backend, build, pick_device, pick_dtype
-from indexer.model.batching import calibrate, next_batch
+from indexer.model.batching import calibrate, next_batch, pieces
 from indexer.model.compiling import Compiled, pays
 from indexer.model.staging import Staging
 from indexer.model.weights import Checkpoint
@@ -27,6 +27,7 @@ _LARGEST_BATCH: Final = 64
 _MEMORY_SHARE: Final = 0.8
 """Of a GPU's free memory, what a batch may take when it is calibrated."""
 
+Clips = npt.NDArray[np.uint8]
 Scores = tuple[Tensor, Tensor]
 Model = Callable[[Tensor], Scores]
 
@@ -101,11 +102,12 @@ class Classifier:
             return frozenset()
         return frozenset({f"the model runs uncompiled, and so slower: {failure}"})
 
-    def classify(self, frames_NTHWC: npt.NDArray[np.uint8]) -> ClipScores:
+    def classify(self, *frames_NTHWC: Clips) -> ClipScores:
         """Scores clips.
 
         Args:
-            frames_NTHWC: uint8 RGB frames at the model's size, not normalised.
+            frames_NTHWC: uint8 RGB frames at the model's size, not normalised; several arrays are
+                scored as if they were one, without being joined.
 
         Returns:
             Logits, and the final-LayerNorm CLS vectors that the classifier itself sees.
@@ -114,7 +116,8 @@ class Classifier:
             ModelError: the clips are not of the length and size that the model takes, or the GPU's
                 memory does not suffice for one clip.
         """
-        self._check(frames_NTHWC)
+        for part_NTHWC in frames_NTHWC:
+            self._check(part_NTHWC)
         started, compiled_before = time.perf_counter(), self.compile_seconds
         self.wait_seconds += started - self._idle_since
         # inference mode belongs to the thread, and convolutions on a GPU default to TF32
@@ -126,7 +129,7 @@ class Classifier:
         self.busy_seconds += self._idle_since - started - compiling_seconds
         return scores
 
-    def _check(self, frames_NTHWC: npt.NDArray[np.uint8]) -> None:
+    def _check(self, frames_NTHWC: Clips) -> None:
         if frames_NTHWC.dtype == np.uint8 and frames_NTHWC.shape[1:] == self.clip_shape_THWC:
             return
         frames, height, width, _ = self.clip_shape_THWC
@@ -136,14 +139,15 @@ class Classifier:
         )
         raise ModelError(message)
 
-    def _score(self, model: Model, frames_NTHWC: npt.NDArray[np.uint8]) -> ClipScores:
+    def _score(self, model: Model, frames_NTHWC: Sequence[Clips]) -> ClipScores:
         """Gives the device all batches before it asks for the scores of the first."""
+        total = sum(map(len, frames_NTHWC))
         running: list[tuple[slice, Scores]] = []
         start = 0
-        while start < len(frames_NTHWC):
-            clips, size = next_batch(len(frames_NTHWC) - start, self.batch_size)
+        while start < total:
+            clips, size = next_batch(total - start, self.batch_size)
             batch = slice(start, start + clips)
-            scores = self._run(model, frames_NTHWC[batch], size)
+            scores = self._run(model, pieces(frames_NTHWC, batch), size)
             if scores is None:
                 self._halve_batch()
             else:
@@ -151,13 +155,13 @@ class Classifier:
                 start += clips
         return self._gather(model, frames_NTHWC, running)
 
-    def _run(self, model: Model, frames_BTHWC: npt.NDArray[np.uint8], size: int) -> Scores | None:
+    def _run(self, model: Model, frames_NTHWC: Sequence[Clips], size: int) -> Scores | None:
         """The scores of a batch, still on the device; None where its memory does not suffice."""
         try:
-            logits_BK, embeddings_BD = model(self._staging.load(frames_BTHWC, size))
+            logits_BK, embeddings_BD = model(self._staging.load(frames_NTHWC, size))
         except torch.OutOfMemoryError:
             return None
-        clips = len(frames_BTHWC)
+        clips = sum(map(len, frames_NTHWC))
         return logits_BK[:clips], embeddings_BD[:clips]
 
     def _halve_batch(self) -> None:
@@ -173,19 +177,18 @@ class Classifier:
     def _gather(
         self,
         model: Model,
-        frames_NTHWC: npt.NDArray[np.uint8],
+        frames_NTHWC: Sequence[Clips],
         running: list[tuple[slice, Scores]],
     ) -> ClipScores:
+        total = sum(map(len, frames_NTHWC))
         sizes = self._checkpoint.num_labels, self._checkpoint.hidden_size
-        logits_NK, embeddings_ND = (
-            np.empty((len(frames_NTHWC), size), np.float32) for size in sizes
-        )
+        logits_NK, embeddings_ND = (np.empty((total, size), np.float32) for size in sizes)
         for batch, (logits_BK, embeddings_BD) in running:
             logits_NK[batch] = logits_BK.float().cpu().numpy()
             embeddings_ND[batch] = embeddings_BD.float().cpu().numpy()
             if model is self._model and self._overflowed(logits_NK[batch], embeddings_ND[batch]):
                 self.recomputed_batches += 1
-                again = self._score(self._in_bfloat16(), frames_NTHWC[batch])
+                again = self._score(self._in_bfloat16(), pieces(frames_NTHWC, batch))
                 logits_NK[batch], embeddings_ND[batch] = again.logits_NK, again.embeddings_ND
         return ClipScores(logits_NK=logits_NK, embeddings_ND=embeddings_ND)
 
@@ -212,7 +215,7 @@ class Classifier:
         seconds = float("inf")
         for _ in range(3):  # the first also loads kernels
             started = time.perf_counter()
-            if self._run(self._model, frames_BTHWC, clips) is None:
+            if self._run(self._model, [frames_BTHWC], clips) is None:
                 return None
             torch.cuda.synchronize()
             seconds = min(seconds, time.perf_counter() - started)

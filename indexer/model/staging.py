@@ -1,5 +1,6 @@
 """Frames on their way from numpy to the device that scores them."""
 
+from collections.abc import Sequence
 from itertools import cycle
 
 import numpy as np
@@ -26,11 +27,11 @@ class Staging:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._slots = cycle([_Slot() for _ in range(2 if self._stream else 1)])
 
-    def load(self, frames_BTHWC: npt.NDArray[np.uint8], size: int) -> Tensor:
+    def load(self, frames_NTHWC: Sequence[npt.NDArray[np.uint8]], size: int) -> Tensor:
         """Brings clips to the device.
 
         Args:
-            frames_BTHWC: the clips, which need be neither contiguous nor writable.
+            frames_NTHWC: the clips, in arrays that need be neither contiguous nor writable.
             size: of the batch, which is filled up with what is left of earlier ones.
 
         Returns:
@@ -38,7 +39,10 @@ class Staging:
         """
         slot = next(self._slots)
         staged_BTHWC = slot.buffer((size, *self._clip_shape_THWC), pinned=self._stream is not None)
-        np.copyto(staged_BTHWC[: len(frames_BTHWC)].numpy(), frames_BTHWC)
+        filled = 0
+        for part_NTHWC in frames_NTHWC:
+            np.copyto(staged_BTHWC[filled : filled + len(part_NTHWC)].numpy(), part_NTHWC)
+            filled += len(part_NTHWC)
         if self._stream is None:
             return staged_BTHWC
         with torch.cuda.stream(self._stream):

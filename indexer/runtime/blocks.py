@@ -5,13 +5,14 @@ the decoder to the commit, whatever Ray merges or slices.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from indexer.metrics import FetchEffort, ModelEffort
 from indexer.records import (
@@ -135,6 +136,34 @@ def decoded_row(
     return table.append_column("frames_NTHWC", frames)
 
 
+def packed(rows: Iterable[pa.Table], clips: int) -> Iterator[pa.Table]:
+    """Tables of several `DECODED_SCHEMA` rows each, with so many clips or a unit's more.
+
+    Ray would join the rows as well, but leave each column in as many pieces as there were rows: and
+    pickling a piece costs as much as pickling the whole.
+
+    Args:
+        rows: tables of any number of rows.
+        clips: that make a table full.
+    """
+    waiting, waiting_clips = [], 0
+    for row in rows:
+        waiting.append(row)
+        waiting_clips += sum(pc.list_value_length(row.column("spans")).to_pylist())
+        if waiting_clips >= clips:
+            yield _joined(waiting)
+            waiting, waiting_clips = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(rows: list[pa.Table]) -> pa.Table:
+    """One table, in one piece but for its frames, which are large, and are not copied."""
+    table = pa.concat_tables(rows)
+    small = table.drop_columns(["frames_NTHWC"]).combine_chunks()
+    return small.append_column("frames_NTHWC", table.column("frames_NTHWC"))
+
+
 def frames_of(table: pa.Table, clip_shape_THWC: tuple[int, ...]) -> list[npt.NDArray[np.uint8]]:
     """The clips of every row as uint8 NTHWC, without a copy; none where the unit failed."""
     return [
@@ -161,6 +190,7 @@ def with_scores(table: pa.Table, scores: list[ClipScores | None], effort: ModelE
     vectors = [None if s is None else s.embeddings_ND.astype(np.float32).tobytes() for s in scores]
     return (
         table.drop_columns(["frames_NTHWC"])
+        .combine_chunks()
         .append_column("logits_NK", pa.array(logits, pa.large_binary()))
         .append_column("embeddings_ND", pa.array(vectors, pa.large_binary()))
         .append_column("model_effort", pa.array(efforts[: table.num_rows], _EFFORT))

@@ -21,6 +21,7 @@ class Forecast:
         seconds: that the pipeline will take.
         video_hours: that will be indexed.
         clips: that will be indexed.
+        index_bytes: that the tables will grow by.
     """
 
     after_seconds: float
@@ -28,6 +29,7 @@ class Forecast:
     seconds: float
     video_hours: float
     clips: int
+    index_bytes: int
 
 
 def forecast(counts: Counts, todo_bytes: int, elapsed_seconds: float) -> Forecast | None:
@@ -41,7 +43,21 @@ def forecast(counts: Counts, todo_bytes: int, elapsed_seconds: float) -> Forecas
         seconds=round(elapsed_seconds / share, 1),
         video_hours=round(counts.video_seconds / 3600 / share, 3),
         clips=round(counts.clips / share),
+        index_bytes=round(counts.written_bytes / share),
     )
+
+
+def against_truth(
+    made: Forecast, counts: Counts, elapsed_seconds: float
+) -> dict[str, dict[str, float]]:
+    """What a forecast promised beside what has come, by its fields."""
+    came = {
+        "seconds": round(elapsed_seconds, 1),
+        "video_hours": round(counts.video_seconds / 3600, 3),
+        "clips": counts.clips,
+        "index_bytes": counts.written_bytes,
+    }
+    return {name: {"forecast": getattr(made, name), "came": came[name]} for name in came}
 
 
 def is_early_enough(made: Forecast) -> bool:

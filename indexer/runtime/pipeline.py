@@ -309,7 +309,7 @@ def build_dataset(plan: JobPlan, todo: pa.Table, pools: Pools) -> ray.data.Datas
     """The operators of the job on rows of `TODO_SCHEMA`; nothing runs until it is iterated."""
     context = DataContext.get_current().copy()
     clip_bytes = 3 * plan.checkpoint.num_frames * plan.checkpoint.image_size**2
-    # Ray merges rows into blocks of about this size; a row, and so a unit, stays whole.
+    # A decoder's tables are of about this size, and become a block each; a row stays whole.
     context.target_max_block_size = pools.block_clips * clip_bytes
     context.raise_original_map_exception = True  # else our own errors come without their class
     context.enable_progress_bars = False
@@ -323,7 +323,7 @@ def build_dataset(plan: JobPlan, todo: pa.Table, pools: Pools) -> ray.data.Datas
             ray.data.from_arrow(_split(todo, pools.decode_actors))
             .map_batches_internal(
                 DecodeVideos,
-                fn_constructor_args=(plan.decode_plan,),
+                fn_constructor_args=(plan.decode_plan, pools.block_clips),
                 **decode_options(pools),
             )
             .map_batches_internal(

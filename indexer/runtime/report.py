@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ import indexer
 from indexer.config import Cluster
 from indexer.metrics import Counts
 from indexer.model.precision import resolve_dtype
-from indexer.runtime.forecast import Forecast
+from indexer.runtime.forecast import Forecast, against_truth
 from indexer.runtime.pools import Pools
 from indexer.runtime.tally import Tally
 from indexer.runtime.todo import JobPlan
@@ -71,6 +71,7 @@ def build_report(plan: JobPlan, tally: Tally, course: Course, *, status: str) ->
         "failed_units": dict(counts.failures),
         "units": counts.units,
         "clips": counts.clips,
+        "index_bytes": counts.written_bytes,
         "video_hours": round(hours, 6),
         "clips_per_second": round(counts.clips / seconds, 3) if seconds else 0.0,
         "video_hours_per_hour": round(hours / (seconds / 3600), 3) if seconds else 0.0,
@@ -88,7 +89,7 @@ def build_report(plan: JobPlan, tally: Tally, course: Course, *, status: str) ->
         "slowest_videos": [
             {"uri": redact(uri), "seconds": round(seconds, 3)} for seconds, uri in tally.slowest
         ],
-        "forecast": None if course.forecast is None else asdict(course.forecast),
+        "forecast": _forecast(counts, course),
         "dtype": None if course.pools is None else resolve_dtype(asked_dtype, course.pools.device),
         "cluster": None if course.pools is None else _cluster(course.pools),
         "cost": _cost(course.pools, plan.config.cluster, seconds),
@@ -122,6 +123,14 @@ def _frames_per_second(plan: JobPlan, counts: Counts) -> float | None:
         return None
     frames = counts.clips * plan.decode_plan.views * plan.checkpoint.num_frames
     return round(frames / counts.decode_seconds, 1)
+
+
+def _forecast(counts: Counts, course: Course) -> dict[str, object] | None:
+    made = course.forecast
+    if made is None:
+        return None
+    told = against_truth(made, counts, course.pipeline_seconds)
+    return {"after_seconds": made.after_seconds, "share": made.share, **told}
 
 
 def _cluster(pools: Pools) -> Mapping[str, object]:

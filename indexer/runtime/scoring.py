@@ -23,11 +23,7 @@ def score_units(
     before = _effort(classifier)
     if views == 0:
         return blocks.with_scores(decoded, [None] * len(clips), ModelEffort())
-    # One unit is the common case of a long video, and needs no copy.
-    longest_NTHWC = max(frames, key=len)
-    alone = len(longest_NTHWC) == views
-    joined_NTHWC = longest_NTHWC if alone else np.concatenate(frames)
-    all_scores = fuse_views(classifier.classify(joined_NTHWC), views // sum(clips), fusion)
+    all_scores = fuse_views(classifier.classify(*frames), views // sum(clips), fusion)
     ends = np.cumsum(clips)
     scores = [
         ClipScores(all_scores.logits_NK[end - n : end], all_scores.embeddings_ND[end - n : end])

@@ -20,6 +20,7 @@ import pyarrow as pa
 from indexer.errors import ClusterError, IndexerError, ModelError
 from indexer.model.weights import Checkpoint
 from indexer.redaction import redact_text
+from indexer.runtime.blocks import packed
 from indexer.runtime.writing import WriteReceipt
 from indexer.table.paths import IndexPaths
 from indexer.table.rows import RowContext
@@ -49,20 +50,21 @@ def public_errors() -> Iterator[None]:
 
 
 class DecodeVideos:
-    """CPU actor: `TODO_SCHEMA` rows in, a `DECODED_SCHEMA` row per unit out, as each is ready."""
+    """CPU actor: `TODO_SCHEMA` rows in, a `DECODED_SCHEMA` row per unit out, some at a time."""
 
-    def __init__(self, plan: DecodePlan) -> None:
+    def __init__(self, plan: DecodePlan, block_clips: int) -> None:
         from indexer.runtime.decoding import decode_videos
         from indexer.video.sandbox import Sandbox
 
         self._decode_videos = decode_videos
         with public_errors():
-            self._plan, self._sandbox = plan, Sandbox(plan)
+            self._plan, self._sandbox, self._block_clips = plan, Sandbox(plan), block_clips
 
     def __call__(self, todo: pa.Table) -> Iterator[pa.Table]:
         """Decodes some videos."""
         with public_errors():
-            yield from self._decode_videos(todo, self._plan, self._sandbox)
+            rows = self._decode_videos(todo, self._plan, self._sandbox)
+            yield from packed(rows, self._block_clips)
 
 
 def survey_todo(todo: pa.Table, plan: DecodePlan) -> int:

@@ -59,7 +59,11 @@ def write_units(
         unit_tables(units, context), paths, tag=context.tag, run_id=context.run_id, task=task
     )
     counts = sum((_counts_of(unit) for unit in units), Counts())
-    counts += Counts(model=blocks.effort_of(scored), write_seconds=time.perf_counter() - started)
+    counts += Counts(
+        model=blocks.effort_of(scored),
+        write_seconds=time.perf_counter() - started,
+        written_bytes=sum(file.size_bytes for file in files),
+    )
     return WriteReceipt(files, tuple(map(_receipt_of, units)), counts)
 
 

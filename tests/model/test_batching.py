@@ -1,8 +1,23 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.model.batching import calibrate, next_batch
+from indexer.model.batching import calibrate, next_batch, pieces
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), max_size=6),
+    start=st.integers(0, 40),
+    clips=st.integers(0, 20),
+)
+def test_pieces_are_views_of_what_a_slice_of_the_whole_would_hold(lengths, start, clips):
+    whole = np.arange(sum(lengths), dtype=np.uint8)
+    arrays = np.split(whole, np.cumsum(lengths)[:-1]) if lengths else []
+    found = pieces(arrays, slice(start, start + clips))
+    assert all(np.shares_memory(piece, whole) for piece in found)
+    joined = np.concatenate([*found, whole[:0]])
+    assert joined.tolist() == whole[start : start + clips].tolist()
 
 
 @given(total=st.integers(1, 300), batch_size=st.integers(1, 130))

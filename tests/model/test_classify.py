@@ -73,6 +73,16 @@ def test_embedding_times_head_is_the_logits(checkpoint):
     assert np.abs(scores.logits_NK - logits).max() <= 1e-6
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_several_arrays_are_scored_as_one(checkpoint, batch_size):
+    frames_NTHWC = random_clips(checkpoint, 6)
+    classifier = Classifier(checkpoint, batch_size=batch_size)
+    whole = classifier.classify(frames_NTHWC)
+    parts = classifier.classify(frames_NTHWC[:1], frames_NTHWC[1:1], frames_NTHWC[1:])
+    assert np.array_equal(whole.logits_NK, parts.logits_NK)
+    assert np.array_equal(whole.embeddings_ND, parts.embeddings_ND)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
 def test_scores_do_not_depend_on_the_batch(checkpoint, batch_size):
     frames_NTHWC = random_clips(checkpoint, 5)

@@ -83,6 +83,33 @@ def test_rows_survive_being_sliced_and_joined_by_ray():
         assert len(none) == 0
 
 
+def test_rows_are_packed_until_they_hold_the_clips_asked_for():
+    units = [decoded(), failed(), decoded(), failed(), decoded(), failed()]
+    tables = list(blocks.packed(iter(units), 3))
+    assert [table.num_rows for table in tables] == [3, 3]
+    assert [table.num_rows for table in blocks.packed(iter(units), 1)] == [1, 2, 2, 1]
+    assert pa.concat_tables(tables).to_pylist() == pa.concat_tables(units).to_pylist()
+    assert list(blocks.packed(iter([]), 3)) == []
+
+
+def test_packing_copies_no_frames_and_leaves_all_else_in_one_piece():
+    clips = [frames(), frames() + 1]
+    (table,) = blocks.packed(iter([decoded(clips[0]), failed(), decoded(clips[1])]), 64)
+    assert table.schema.equals(blocks.DECODED_SCHEMA)
+    first, _, last = blocks.frames_of(table, (3, 4, 5, 3))
+    assert np.shares_memory(first, clips[0])
+    assert np.shares_memory(last, clips[1])
+    pieces = {name: table.column(name).num_chunks for name in table.column_names[:-1]}
+    assert set(pieces.values()) == {1}
+
+
+def test_scores_leave_in_one_piece_whatever_came_in():
+    table = pa.concat_tables([decoded(), failed()])
+    scores = ClipScores(np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32))
+    scored = blocks.with_scores(table, [scores, None], ModelEffort())
+    assert {column.num_chunks for column in scored.columns} == {1}
+
+
 def test_todo_rows_become_records():
     row = {
         "video_id": REF.video_id, "uri": REF.uri, "size_bytes": 7, "content_key": "7-etag",

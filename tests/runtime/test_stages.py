@@ -243,7 +243,10 @@ def test_a_receipt_says_what_the_files_hold(tmp_path):
         model=ModelEffort(busy_seconds=4.5),
         video_seconds=4.0,
         listed_bytes=300,
+        written_bytes=sum(file.size_bytes for file in receipt.files),
     )
+    sizes = [Path(paths.data_file(f.table, f.path)).stat().st_size for f in receipt.files]
+    assert receipt.counts.written_bytes == sum(sizes) > 0
 
 
 def test_counts_add_up():

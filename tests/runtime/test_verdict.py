@@ -11,7 +11,7 @@ from indexer.model.weights import resolve
 from indexer.records import VideoRef
 from indexer.runtime import blocks
 from indexer.runtime.decoding import decode_videos
-from indexer.runtime.forecast import Forecast, forecast, is_early_enough
+from indexer.runtime.forecast import Forecast, against_truth, forecast, is_early_enough
 from indexer.runtime.pools import Pools
 from indexer.runtime.scoring import score_units
 from indexer.runtime.verdict import judge
@@ -186,11 +186,22 @@ def test_slow_storage_is_named_and_what_it_brought_is_counted(tmp_path, checkpoi
 
 
 def test_a_forecast_extrapolates_by_bytes():
-    sums = Counts(units=4, clips=30, video_seconds=3600.0, listed_bytes=100)
+    sums = Counts(units=4, clips=30, video_seconds=3600.0, listed_bytes=100, written_bytes=5000)
     made = forecast(sums, 2000, 60.0)
-    assert made == Forecast(60.0, 0.05, 1200.0, 20.0, 600)
+    assert made == Forecast(60.0, 0.05, 1200.0, 20.0, 600, 100_000)
     assert is_early_enough(made)
     assert not is_early_enough(forecast(sums, 2001, 60.0))
     assert not is_early_enough(forecast(sums, 2000, 29.0))
     assert forecast(Counts(), 2000, 60.0) is None
     assert forecast(sums, 0, 60.0) is None
+
+
+def test_a_forecast_is_held_against_what_came():
+    made = Forecast(60.0, 0.05, 1200.0, 20.0, 600, 100_000)
+    sums = Counts(units=80, clips=660, video_seconds=75600.0, written_bytes=90_000)
+    assert against_truth(made, sums, 1000.04) == {
+        "seconds": {"forecast": 1200.0, "came": 1000.0},
+        "video_hours": {"forecast": 20.0, "came": 21.0},
+        "clips": {"forecast": 600, "came": 660},
+        "index_bytes": {"forecast": 100_000, "came": 90_000},
+    }
