@@ -13,7 +13,7 @@ from indexer.s3 import S3Store
 from tests.s3server import S3Server, run_server, weed_binary
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RAY_FOLDERS = ("tests/e2e/", "tests/faults/")
+RAY_TESTS = ("tests/e2e/", "tests/faults/test_ray_kills", "tests/faults/test_cluster")
 AWS_OVERRIDES = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3")
 
 
@@ -21,7 +21,7 @@ class OneRay(LoadScopeScheduling):
     """Keeps the tests of a file in one process, and in one process all those that need Ray."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if nodeid.startswith(RAY_FOLDERS) else nodeid.partition("::")[0]
+        return "ray" if nodeid.startswith(RAY_TESTS) else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneRay:
