@@ -107,6 +107,28 @@ def test_the_answer_is_that_of_comparing_everything_in_float64(
         assert ids(answer) == oracle(rows, query_D, wanted)
 
 
+def test_clips_that_only_float64_tells_apart_are_told_apart(monkeypatch):
+    generator = np.random.default_rng(4)
+    query_D = generator.standard_normal(768).astype(np.float32)
+    other_ND = generator.standard_normal((400, 768))
+    rows = embeddings((query_D + 1e-4 * other_ND).astype(np.float32))
+    monkeypatch.setattr(similar_module, "_BATCH_ROWS", 16)
+    wanted = Choice(top=5)
+    (found,) = nearest(rows, [], query_D, wanted)
+    assert ids(found) == oracle(rows, query_D, wanted)
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e30])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_lengths_whose_squares_float32_cannot_hold(length, sign, monkeypatch):
+    generator = np.random.default_rng(5)
+    query_D = generator.standard_normal(768)
+    rows = embeddings(length * (generator.standard_normal((50, 768)) + sign * query_D))
+    monkeypatch.setattr(similar_module, "_BATCH_ROWS", 8)
+    (found,) = nearest(rows, [], query_D, Choice(top=5))
+    assert ids(found) == oracle(rows, query_D, Choice(top=5))
+
+
 def test_few_rows_are_compared_as_they_are_stored(monkeypatch):
     generator = np.random.default_rng(1)
     rows = embeddings(generator.normal(size=(20_000, 32)))
