@@ -16,7 +16,7 @@ from indexer import LabelIndex
 from indexer.table.paths import IndexPaths
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-VIDEOS = 40
+VIDEOS = 16
 PATIENCE_SECONDS = 150
 
 
