@@ -124,20 +124,20 @@ SABOTAGES: Final[dict[str, Sabotage]] = {
     "a body that stays short is no video": Sabotage(
         "video/transfer.py",
         "            raise VideoTruncated(message)\n        self._landing.write",
-        "            chunk = bytes(stop - start)\n        self._landing.write",
+        "            raise VideoTransientIO(message)\n        self._landing.write",
         "video/test_fetch.py::TestS3Faults::test_bodies_that_stay_short_are_truncated",
     ),
     "FFmpeg gets no name": Sabotage(
         "video/probe.py",
         "    nameless = _Nameless(file)\n",
         "    nameless = file\n",
-        "video/test_probe.py::TestReach::test_a_list_of_files_does_not_open_its_neighbours",
+        "video/test_probe.py::TestReach::test_ffmpeg_does_not_learn_what_the_file_is_called",
     ),
     "a file that is cut short is told": Sabotage(
         "video/packets.py",
         "if not complete and (cut := cut_short(file)):",
         'if cut := "":',
-        "video/test_decode.py",
+        "video/test_probe.py::TestRefusals",
     ),
     "encrypted packets are refused": Sabotage(
         "video/packets.py",
@@ -149,7 +149,7 @@ SABOTAGES: Final[dict[str, Sabotage]] = {
         "video/packets.py",
         "if len(self.pts) + len(packets) > self._max_frames:",
         "if not packets:",
-        "video/test_decode.py",
+        "video/test_probe.py::TestRefusals",
     ),
     "containers without clocks are decoded in full": Sabotage(
         "video/packets.py",
@@ -167,7 +167,7 @@ SABOTAGES: Final[dict[str, Sabotage]] = {
         "video/frames.py",
         "        if missing:\n            for sampled in _repaired(",
         "        if missing and not run:\n            for sampled in _repaired(",
-        "video/test_frames.py",
+        "video/test_decode.py::TestDamage",
     ),
     "a packet that does not decode is passed over": Sabotage(
         "video/decoder.py",
@@ -203,7 +203,7 @@ SABOTAGES: Final[dict[str, Sabotage]] = {
         "video/references.py",
         "if frame.is_shown_again and any(slots[slot].is_key for slot in frame.named):",
         "if not packet.frames:",
-        "video/test_av1.py::test_the_needed_packets_alone_give_the_wanted_frames",
+        "video/test_av1.py::test_a_key_frame_that_is_shown_again_fills_all_slots",
     ),
     "a worker's memory is limited": Sabotage(
         "video/sandbox/child.py",
@@ -229,11 +229,11 @@ SABOTAGES: Final[dict[str, Sabotage]] = {
         "pass",
         "video/test_sandbox.py::TestCrashes::test_a_worker_that_takes_too_much_cpu_time_is_killed",
     ),
-    "a worker dies with its actor": Sabotage(
+    "a worker dies with what forked it": Sabotage(
         "video/sandbox/confine.py",
         "    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)\n",
         "",
-        "video/test_sandbox.py::TestLife::test_death_of_the_actor_ends_everything",
+        "video/test_sandbox.py::TestLife::test_a_worker_that_hangs_ends_when_nobody_is_left_to_kill_it",
     ),
     "units have a deadline": Sabotage(
         "video/sandbox/parent.py",

@@ -268,6 +268,17 @@ def test_the_needed_packets_alone_give_the_wanted_frames(stream, wanted):
     assert {at: look for at, look in everything.items() if at[0] in wanted}.items() <= found.items()
 
 
+def test_a_key_frame_that_is_shown_again_fills_all_slots():
+    hidden = Frame(frozenset(), frozenset({3}), is_key=True)
+    again = Frame(frozenset({3}), frozenset(), is_key=False, is_shown_again=True)
+    between = Frame(frozenset({5}), frozenset({5}), is_key=False)
+    packets = [Packet((frame,)) for frame in (KEY, hidden, between, again, between)]
+    assert needed_packets(packets, [4]) == {0, 1, 3, 4}
+    inter = Frame(frozenset({5}), frozenset({3}), is_key=False)
+    packets = [Packet((frame,)) for frame in (KEY, inter, between, again, between)]
+    assert needed_packets(packets, [4]) == {0, 2, 4}
+
+
 def test_decoding_begins_at_a_frame_that_fills_all_slots():
     for packets in ([], [Packet((Frame(frozenset(), frozenset({1}), is_key=True),))]):
         with pytest.raises(UnknownError):

@@ -333,6 +333,12 @@ class TestReach:
         with bait.open("rb") as file, pytest.raises(VideoNotAVideo):
             open_container(file, Decode())
 
+    def test_ffmpeg_does_not_learn_what_the_file_is_called(self, tmp_path):
+        path = tmp_path / "frame%03d.mp4"
+        path.write_bytes(Synth().encode())
+        with path.open("rb") as file, open_container(file, Decode()) as container:
+            assert path.name not in container.name
+
     def test_a_list_of_files_is_followed_in_no_format(self, tmp_path, monkeypatch):
         """Even where a careless configuration allows the format."""
         (tmp_path / "secret.mp4").write_bytes(Synth().encode())

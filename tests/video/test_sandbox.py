@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -757,13 +758,35 @@ class TestLife:
             wait_until(lambda: is_gone(template) and is_gone(worker), 2.0)
         assert set(SHARED_MEMORY.iterdir()) == before
 
+    def test_a_worker_that_hangs_ends_when_nobody_is_left_to_kill_it(self, data, tmp_path):
+        (tmp_path / "video.mp4").write_bytes(data)
+        with subprocess.Popen(
+            [sys.executable, "-c", ACTOR, str(tmp_path / "video.mp4"), "hang:1"],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as actor:
+            assert actor.stdout is not None
+            assert actor.stdout.readline() == "at work\n"
+            (template,) = children(actor.pid)
+            (worker,) = children(template)
+            os.kill(actor.pid, signal.SIGSTOP)  # it would kill the worker
+            os.kill(template, signal.SIGKILL)
+            try:
+                wait_until(lambda: is_gone(worker), 2.0)
+            finally:
+                actor.kill()
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+
 
 ACTOR = """
 import sys, time
-from tests.video.test_sandbox import Bytes, Sandbox, plan_of
-sandbox = Sandbox(plan_of())
-items = sandbox.decode(Bytes(open(sys.argv[1], "rb").read()), video_id="v")
+from tests.video.test_sandbox import HOSTILE, Bytes, Sandbox, plan_of
+video_id = (*sys.argv[2:], "v")[0]
+sandbox = Sandbox(plan_of(), **({"module": HOSTILE} if video_id != "v" else {}))
+items = sandbox.decode(Bytes(open(sys.argv[1], "rb").read()), video_id=video_id)
 next(items)
 print("at work", flush=True)
-time.sleep(60)
+next(items) if video_id != "v" else time.sleep(60)
 """
