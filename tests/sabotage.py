@@ -249,8 +249,8 @@ SABOTAGES: Final[dict[str, Sabotage]] = {
     ),
     "workers are recycled": Sabotage(
         "video/sandbox/parent.py",
-        "RECYCLE_VIDEOS: Final = 200",
-        "RECYCLE_VIDEOS: Final = 10**9",
+        "self.videos >= RECYCLE_VIDEOS",
+        "self.videos < 0",
         "video/test_sandbox.py::TestLife::test_a_worker_is_recycled",
     ),
 }

@@ -517,7 +517,6 @@ class TestAnswersOfATakenOverWorker:
             "{}",
             {"kind": "unheard of"},
             UNIT | {"more": 1},
-            UNIT | {"units": 10**9},
             UNIT | {"unit_index": 2},
             UNIT | {"unit_index": -1},
             UNIT | {"units": MAX_CLIPS + 1},
