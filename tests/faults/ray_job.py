@@ -9,8 +9,18 @@ from pathlib import Path
 
 from indexer.table.paths import IndexPaths
 from tests.faults.forks import REPOSITORY
+from tests.video.synth import Synth
 
 PATIENCE_SECONDS = 300  # two cores may be busy with much else
+
+
+def write_archive(folder, videos):
+    """Videos of 13 clips in 4 units each, and a file that is none."""
+    long = Synth(frames=200, width=32, height=32).encode()
+    for number in range(videos):
+        (folder / f"{number:02}.mp4").write_bytes(long)
+    (folder / "bad.mp4").write_bytes(b"junk" * 100)
+    return folder
 
 
 class Job:

@@ -10,9 +10,8 @@ import time
 import pytest
 
 from tests.faults.forks import lasting_rows
-from tests.faults.ray_job import Job, kill, workers
+from tests.faults.ray_job import Job, kill, workers, write_archive
 from tests.model.stress import write_stress_checkpoint
-from tests.video.synth import Synth
 
 VIDEOS = 12
 HOST = socket.gethostname()
@@ -24,12 +23,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("archive")
-    long = Synth(frames=200, width=32, height=32).encode()
-    for number in range(VIDEOS):
-        (folder / f"{number:02}.mp4").write_bytes(long)
-    (folder / "bad.mp4").write_bytes(b"junk" * 100)
-    return folder
+    return write_archive(tmp_path_factory.mktemp("archive"), VIDEOS)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -741,34 +741,14 @@ class TestLife:
         assert codes([item for item, _ in items]) == ["decoder_crash"] * (UNITS - 1)
 
     def test_death_of_the_actor_ends_everything(self, data, tmp_path):
-        (tmp_path / "video.mp4").write_bytes(data)
         before = set(SHARED_MEMORY.iterdir())
-        with subprocess.Popen(
-            [sys.executable, "-c", ACTOR, str(tmp_path / "video.mp4")],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as actor:
-            assert actor.stdout is not None
-            assert actor.stdout.readline() == "at work\n"
-            (template,) = children(actor.pid)
-            (worker,) = children(template)
+        with at_work(data, tmp_path) as (actor, template, worker):
             actor.kill()
             wait_until(lambda: is_gone(template) and is_gone(worker), 2.0)
         assert set(SHARED_MEMORY.iterdir()) == before
 
     def test_a_worker_that_hangs_ends_when_nobody_is_left_to_kill_it(self, data, tmp_path):
-        (tmp_path / "video.mp4").write_bytes(data)
-        with subprocess.Popen(
-            [sys.executable, "-c", ACTOR, str(tmp_path / "video.mp4"), "hang:1"],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as actor:
-            assert actor.stdout is not None
-            assert actor.stdout.readline() == "at work\n"
-            (template,) = children(actor.pid)
-            (worker,) = children(template)
+        with at_work(data, tmp_path, "hang:1") as (actor, template, worker):
             os.kill(actor.pid, signal.SIGSTOP)  # it would kill the worker
             os.kill(template, signal.SIGKILL)
             try:
@@ -777,6 +757,20 @@ class TestLife:
                 actor.kill()
                 with suppress(ProcessLookupError):
                     os.kill(worker, signal.SIGKILL)
+
+
+@contextmanager
+def at_work(data, folder, *words):
+    """A process that decodes, as an actor does, and the pids of the two that it has started."""
+    path = folder / "video.mp4"
+    path.write_bytes(data)
+    command = [sys.executable, "-c", ACTOR, str(path), *words]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as actor:
+        assert actor.stdout is not None
+        assert actor.stdout.readline() == "at work\n"
+        (template,) = children(actor.pid)
+        (worker,) = children(template)
+        yield actor, template, worker
 
 
 ACTOR = """
