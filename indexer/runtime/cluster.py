@@ -13,7 +13,7 @@ import ray
 
 from indexer.config import Cluster
 from indexer.errors import ClusterError
-from indexer.runtime.pools import Node
+from indexer.runtime.pools import ROLE_LABEL, Node
 
 CONNECT_SECONDS: Final = 5.0
 
@@ -48,7 +48,7 @@ def live_nodes() -> list[Node]:
         Node(
             cpus=row["Resources"].get("CPU", 0.0),
             gpus=row["Resources"].get("GPU", 0.0),
-            role=row["Labels"].get("role", ""),
+            role=row["Labels"].get(ROLE_LABEL, ""),
             name=f"{row['NodeName']} ({row['NodeID'][:8]})",
         )
         for row in rows

@@ -9,9 +9,7 @@ from typing import Any, Final
 
 from ray.data import ActorPoolStrategy
 
-from indexer.runtime.pools import TOKEN_CPUS, Pools
-
-ROLE_LABEL: Final = "role"
+from indexer.runtime.pools import ROLE_LABEL, TOKEN_CPUS, Pools
 
 MAX_RESTARTS: Final = 30
 """Deaths of one actor that a job outlives: of spot nodes in days, of a crash loop in minutes.

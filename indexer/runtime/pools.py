@@ -7,6 +7,7 @@ from typing import Final, Literal
 from indexer.config import Cluster, Model
 from indexer.errors import ClusterError
 
+ROLE_LABEL: Final = "role"
 DECODE_ROLE: Final = "decode"
 """Value of the node label `role` that keeps decoding and writing to the nodes that have it."""
 
