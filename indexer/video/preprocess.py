@@ -60,7 +60,8 @@ def resized_size(recipe: Preprocessing, height: int, width: int) -> tuple[int, i
 def _resize(frame_HWC: Frame, size: tuple[int, int], interpolation: str) -> Frame:
     if frame_HWC.shape[:2] == size:
         return frame_HWC
-    frame_NCHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).permute(2, 0, 1).unsqueeze(0)
+    # in this order, torch sees that the colours of a pixel lie together, and is several times faster
+    frame_NCHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).unsqueeze(0).permute(0, 3, 1, 2)
     if not _has_uint8_kernel(interpolation):
         frame_NCHW = frame_NCHW.float()
     try:
