@@ -97,6 +97,7 @@ def outcomes(numbers: range, archive: Archive) -> Iterator[UnitOutcome]:
             failure=None,
             fetch=FetchEffort(0.1),
             decode_seconds=1.0,
+            codec_seconds=0.5,
             decode_wall_seconds=1.0,
             worker="host:1",
         )

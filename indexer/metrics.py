@@ -87,7 +87,8 @@ class Counts:
         failures: units that failed, by error code.
         fetch: what all decode actors did to get the bytes.
         decode_seconds: CPU time of decoding, over all workers.
-        decode_wall_seconds: wall time of the same.
+        codec_seconds: of that, the CPU time of FFmpeg's decoder alone.
+        decode_wall_seconds: wall time of decoding.
         write_seconds: wall time of writing data files, over all workers.
         written_bytes: size of these files.
         model: what all model actors did.
@@ -100,6 +101,7 @@ class Counts:
     failures: Mapping[str, int] = field(default_factory=dict)
     fetch: FetchEffort = field(default_factory=FetchEffort)
     decode_seconds: float = 0.0
+    codec_seconds: float = 0.0
     decode_wall_seconds: float = 0.0
     write_seconds: float = 0.0
     written_bytes: int = 0
@@ -114,6 +116,7 @@ class Counts:
             failures=dict(Counter(self.failures) + Counter(other.failures)),
             fetch=self.fetch + other.fetch,
             decode_seconds=self.decode_seconds + other.decode_seconds,
+            codec_seconds=self.codec_seconds + other.codec_seconds,
             decode_wall_seconds=self.decode_wall_seconds + other.decode_wall_seconds,
             write_seconds=self.write_seconds + other.write_seconds,
             written_bytes=self.written_bytes + other.written_bytes,

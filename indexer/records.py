@@ -90,6 +90,7 @@ class DecodedClips:
         spans: one per clip, in order.
         frames_NTHWC: uint8 RGB frames at the model's input size: of each span one view, or as many
             as its scores are fused from.
+        codec_seconds: CPU time of FFmpeg's decoder alone.
     """
 
     unit_index: int
@@ -97,6 +98,7 @@ class DecodedClips:
     info: VideoInfo
     spans: tuple[ClipSpan, ...]
     frames_NTHWC: npt.NDArray[np.uint8]
+    codec_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.frames_NTHWC.ndim != 5 or self.frames_NTHWC.dtype != np.uint8:  # noqa: PLR2004 - NTHWC
@@ -176,7 +178,8 @@ class UnitOutcome:
         failure: why it failed; None where it did not.
         fetch: what it took to get the video's bytes, counted once per video.
         decode_seconds: CPU time of decoding this unit.
-        decode_wall_seconds: wall time of the same, without fetching.
+        codec_seconds: of that, the CPU time of FFmpeg's decoder alone.
+        decode_wall_seconds: wall time of decoding, without fetching.
         worker: the process that decoded it, as "host:pid".
     """
 
@@ -190,6 +193,7 @@ class UnitOutcome:
     failure: VideoFailure | None
     fetch: FetchEffort
     decode_seconds: float
+    codec_seconds: float
     decode_wall_seconds: float
     worker: str
 

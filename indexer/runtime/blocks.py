@@ -91,6 +91,7 @@ _UNIT_FIELDS: Final = [
     ("spans", pa.list_(_SPAN)),
     ("fetch", _FETCH),
     ("decode_seconds", pa.float64()),
+    ("codec_seconds", pa.float64()),
     ("decode_wall_seconds", pa.float64()),
     ("worker", pa.string()),
 ]
@@ -128,6 +129,7 @@ def decoded_row(
         "spans": [asdict(span) for span in decoded.spans] if decoded else [],
         "fetch": asdict(fetch) | {"retries": list(fetch.retries.items())},
         "decode_seconds": decode_seconds,
+        "codec_seconds": decoded.codec_seconds if decoded else 0.0,
         "decode_wall_seconds": decode_wall_seconds,
         "worker": worker,
     }
@@ -226,6 +228,7 @@ def outcomes(table: pa.Table) -> Iterator[UnitOutcome]:
             failure=failure,
             fetch=FetchEffort(**row["fetch"] | {"retries": dict(row["fetch"]["retries"])}),
             decode_seconds=row["decode_seconds"],
+            codec_seconds=row["codec_seconds"],
             decode_wall_seconds=row["decode_wall_seconds"],
             worker=row["worker"],
         )

@@ -80,7 +80,8 @@ def build_report(plan: JobPlan, tally: Tally, course: Course, *, status: str) ->
         "requests": counts.fetch.requests,
         "retries": dict(counts.fetch.retries),
         "stage_seconds": _stage_seconds(counts, course),
-        "decoded_frames_per_cpu_second": _frames_per_second(plan, counts),
+        "decoded_frames_per_cpu_second": _frames_per_second(plan, counts, counts.decode_seconds),
+        "codec_frames_per_cpu_second": _frames_per_second(plan, counts, counts.codec_seconds),
         "recomputed_batches": counts.model.recomputed_batches,
         "problems": sorted(counts.model.problems),
         "bottleneck": verdict.bottleneck,
@@ -108,6 +109,7 @@ def _stage_seconds(counts: Counts, course: Course) -> dict[str, float]:
         "fetch": counts.fetch.seconds,
         "decode": counts.decode_wall_seconds,
         "decode_cpu": counts.decode_seconds,
+        "codec_cpu": counts.codec_seconds,
         "model": counts.model.busy_seconds,
         "model_wait": counts.model.wait_seconds,
         "compile": counts.model.compile_seconds,
@@ -117,12 +119,12 @@ def _stage_seconds(counts: Counts, course: Course) -> dict[str, float]:
     return {stage: round(value, 3) for stage, value in seconds.items()}
 
 
-def _frames_per_second(plan: JobPlan, counts: Counts) -> float | None:
-    """Frames that the model saw, for each CPU second of decoding."""
-    if not counts.decode_seconds:
+def _frames_per_second(plan: JobPlan, counts: Counts, cpu_seconds: float) -> float | None:
+    """Frames that the model saw, for each of these seconds."""
+    if not cpu_seconds:
         return None
     frames = counts.clips * plan.decode_plan.views * plan.checkpoint.num_frames
-    return round(frames / counts.decode_seconds, 1)
+    return round(frames / cpu_seconds, 1)
 
 
 def _forecast(counts: Counts, course: Course) -> dict[str, object] | None:

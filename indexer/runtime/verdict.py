@@ -57,7 +57,7 @@ def judge(counts: Counts, pools: Pools | None, elapsed_seconds: float) -> Verdic
         stage: round(load / seconds, 4) for stage, load in load_seconds.items()
     }
     bottleneck = max(load_seconds, key=lambda stage: load_seconds[stage])
-    return Verdict(bottleneck, busy, _text(bottleneck, busy, pools))
+    return Verdict(bottleneck, busy, _text(bottleneck, busy, pools, counts))
 
 
 def _loads(counts: Counts, pools: Pools) -> dict[Stage, float]:
@@ -70,14 +70,21 @@ def _loads(counts: Counts, pools: Pools) -> dict[Stage, float]:
     }
 
 
-def _text(bottleneck: Stage, busy: Mapping[str, float], pools: Pools) -> str:
+def _text(bottleneck: Stage, busy: Mapping[str, float], pools: Pools, counts: Counts) -> str:
     chip = "GPU" if pools.device == "cuda" else "model"
     head = f"{bottleneck}-bound: {chip} busy {busy['model']:.0%}, decoders {busy['decode']:.0%}"
     others = [load for stage, load in busy.items() if stage != bottleneck]
     ratio = min(busy[bottleneck] / max(*others, 1e-9), _MOST)
     if ratio < _NEAR:
         return f"{head}; the stages are in balance, more of everything makes it faster"
-    return f"{head}; {_advice(bottleneck, ratio, busy, pools)}"
+    return f"{head}; {_advice(bottleneck, ratio, busy, pools)}{_floor(bottleneck, counts)}"
+
+
+def _floor(bottleneck: Stage, counts: Counts) -> str:
+    """How far decoding is from what no setting of ours makes faster."""
+    if bottleneck != "decode" or not counts.decode_seconds:
+        return ""
+    return f" (FFmpeg's decoder alone takes {counts.codec_seconds / counts.decode_seconds:.0%})"
 
 
 def _advice(bottleneck: Stage, ratio: float, busy: Mapping[str, float], pools: Pools) -> str:

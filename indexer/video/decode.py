@@ -204,14 +204,18 @@ class _Video:
         for sampled in chain((first,), frames):
             pictures.add(sampled, renderer)
             while self._owed and pictures.has_all_of(self._units[self._owed[0]]):
-                yield self._next_unit(pictures, _with_warnings(info, decoder))
+                yield self._next_unit(pictures, info, decoder)
             if not self._owed:
                 return
         while self._owed:
-            yield self._next_unit(pictures, _with_warnings(info, decoder))
+            yield self._next_unit(pictures, info, decoder)
 
-    def _next_unit(self, pictures: "_Pictures", info: VideoInfo) -> DecodedClips | VideoFailure:
+    def _next_unit(
+        self, pictures: "_Pictures", info: VideoInfo, decoder: FrameDecoder
+    ) -> DecodedClips | VideoFailure:
         """Takes the next unit off the debt, and lets go of frames that no later unit needs."""
+        info = replace(info, warnings=info.warnings + decoder.warnings())
+        codec_seconds, decoder.codec_seconds = decoder.codec_seconds, 0.0
         self._info = info
         unit_index, units = self._owed.popleft(), len(self._units)
         unit = self._units[unit_index]
@@ -221,17 +225,13 @@ class _Video:
             return VideoFailure(error.code, str(error), unit_index, units, info)
         if self._owed:
             pictures.forget_before(self._units[self._owed[0]][0].frame_ranks[0])
-        return DecodedClips(unit_index, units, info, spans, frames_NTHWC)
+        return DecodedClips(unit_index, units, info, spans, frames_NTHWC, codec_seconds)
 
 
 def _renderer(opened: OpenVideo, plan: DecodePlan) -> PictureRenderer:
     aspect = pixel_aspect(opened.stream) if plan.decode.square_pixels else Fraction(1)
     crops = plan.sampling.crops
     return PictureRenderer(plan.preprocessing, plan.decode.resize, aspect, crops)
-
-
-def _with_warnings(info: VideoInfo, decoder: FrameDecoder) -> VideoInfo:
-    return replace(info, warnings=info.warnings + decoder.warnings())
 
 
 @dataclass(frozen=True, slots=True)

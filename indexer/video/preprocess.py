@@ -60,7 +60,7 @@ def resized_size(recipe: Preprocessing, height: int, width: int) -> tuple[int, i
 def _resize(frame_HWC: Frame, size: tuple[int, int], interpolation: str) -> Frame:
     if frame_HWC.shape[:2] == size:
         return frame_HWC
-    # in this order, torch sees that the colours of a pixel lie together, and is several times faster
+    # in this order, torch sees that a pixel's colours lie together, and is several times faster
     frame_NCHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).unsqueeze(0).permute(0, 3, 1, 2)
     if not _has_uint8_kernel(interpolation):
         frame_NCHW = frame_NCHW.float()

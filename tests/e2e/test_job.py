@@ -112,7 +112,10 @@ def test_the_report_is_written_and_says_what_happened(clean):
     assert {Path(video["uri"]).name for video in report["slowest_videos"]} == {
         *ARCHIVE_CLIPS, "empty.mp4", "noise.mp4"
     }  # fmt: skip
-    assert report["stage_seconds"]["commit"] > 0
+    seconds = report["stage_seconds"]
+    assert seconds["commit"] > 0
+    assert 0 < seconds["codec_cpu"] < seconds["decode_cpu"]
+    assert 0 < report["decoded_frames_per_cpu_second"] < report["codec_frames_per_cpu_second"]
     assert report["cost"]["cpu_hours"] == pytest.approx(2 * report["elapsed_seconds"] / 3600, 0.01)
     assert report["cost"]["price"] is None
     assert report["video_hours"] == pytest.approx((40 / 30 + 33 / 25 + 200 / 30) / 3600, abs=1e-5)

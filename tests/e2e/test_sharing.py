@@ -17,7 +17,7 @@ from indexer.video.sandbox import Sandbox
 from tests.video.synth import Synth
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-RUN_FACTS = ["fetch", "decode_seconds", "decode_wall_seconds", "worker"]
+RUN_FACTS = ["fetch", "decode_seconds", "codec_seconds", "decode_wall_seconds", "worker"]
 
 
 @pytest.fixture

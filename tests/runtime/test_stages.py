@@ -139,7 +139,7 @@ INFO = VideoInfo(64, 48, "h264", 30.0, 0, 2.0)
 def decoded(clips, unit_index=0, units=1, seed=0, video=1):
     frames = np.random.default_rng(seed).integers(0, 256, (clips, 4, 32, 32, 3), dtype=np.uint8)
     spans = tuple(ClipSpan(i, float(i), i + 1.0, (float(i),) * 4) for i in range(clips))
-    item = DecodedClips(unit_index, units, INFO, spans, frames)
+    item = DecodedClips(unit_index, units, INFO, spans, frames, codec_seconds=0.125)
     return row_of(item, video), frames
 
 
@@ -239,6 +239,7 @@ def test_a_receipt_says_what_the_files_hold(tmp_path):
         failures={"empty": 1, "bad_output": 1},
         fetch=FetchEffort(2.0),
         decode_seconds=1.0,
+        codec_seconds=0.375,
         decode_wall_seconds=2.0,
         model=ModelEffort(busy_seconds=4.5),
         video_seconds=4.0,

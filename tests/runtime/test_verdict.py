@@ -90,6 +90,13 @@ def test_advice_goes_no_further_than_what_there_is_times_ten():
     assert judge(counts(decode=100, model=0.001), GPU, 100.0).text.endswith("add 180 decode CPUs")
 
 
+def test_who_is_bound_by_decoding_is_told_how_near_it_is_to_its_floor():
+    decoding = Counts(decode_seconds=100.0, codec_seconds=81.0)
+    floor = " (FFmpeg's decoder alone takes 81%)"
+    assert judge(counts(decode=100) + decoding, GPU, 100.0).text.endswith(floor)
+    assert floor not in judge(counts(fetch=100) + decoding, GPU, 100.0).text
+
+
 @pytest.mark.parametrize(("sums", "pools"), [(Counts(), CPU), (counts(decode=1), None)])
 def test_nothing_has_no_bottleneck(sums, pools):
     assert judge(sums, pools, 0.0).bottleneck is None

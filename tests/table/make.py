@@ -69,6 +69,7 @@ def unit(
         failure=VideoFailure(failure, f"{failure} it is", unit_index, units) if failure else None,
         fetch=FetchEffort(0.25),
         decode_seconds=1.5,
+        codec_seconds=1.25,
         decode_wall_seconds=2.0,
         worker="host:123",
     )

@@ -247,8 +247,10 @@ class TestHonestVideos:
 
     def test_cpu_seconds_are_those_of_the_child(self, sandbox, video):
         started = time.process_time()
-        seconds = [seconds for _, seconds in sandbox.decode(video, video_id="v")]
+        items = list(sandbox.decode(video, video_id="v"))
+        seconds = [seconds for _, seconds in items]
         assert len(seconds) == UNITS
+        assert 0 < sum(item.codec_seconds for item, _ in items) < sum(seconds)
         assert 0 < sum(seconds) < 5
         assert time.process_time() - started < 5
         assert all(value >= 0 for value in seconds)
@@ -483,6 +485,7 @@ UNIT = {
     "spans": [SPAN, SPAN | {"clip_index": 1}],
     "shape": SHAPE,
     "cpu_seconds": 0.1,
+    "codec_seconds": 0.05,
 }
 SECOND = UNIT | {
     "unit_index": 1,
@@ -537,6 +540,7 @@ class TestAnswersOfATakenOverWorker:
             UNIT | {"info": INFO | {"warnings": ["w"] * 200}},
             UNIT | {"cpu_seconds": -1.0},
             UNIT | {"cpu_seconds": float("inf")},
+            UNIT | {"codec_seconds": -1.0},
             FAILED | {"failure": FAILURE | {"code": "no such code"}},
             FAILED | {"failure": FAILURE | {"message": "m" * 2000}},
             FAILED | {"failure": FAILURE | {"unit_index": 2}},

@@ -223,6 +223,7 @@ class _Worker:
             spans=item.spans,
             shape=room_NTHWC.shape,
             cpu_seconds=self._step_cpu_seconds(),
+            codec_seconds=item.codec_seconds,
         )
         self._channel.send(answer.encode())
 

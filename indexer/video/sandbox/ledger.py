@@ -90,8 +90,9 @@ class UnitLedger:
         self._check_shape(outcome.shape, clips=len(outcome.spans))
         frames_NTHWC = self._frames.read(outcome.shape)
         return DecodedClips(
-            outcome.unit_index, outcome.units, outcome.info, outcome.spans, frames_NTHWC
-        )
+            outcome.unit_index, outcome.units, outcome.info, outcome.spans, frames_NTHWC,
+            outcome.codec_seconds,
+        )  # fmt: skip
 
     def _check_spans(self, spans: tuple[ClipSpan, ...]) -> None:
         for span in spans:

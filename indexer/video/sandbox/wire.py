@@ -231,6 +231,7 @@ class DecodedUnit(Message):
     spans: tuple[ClipSpan, ...]
     shape: Shape
     cpu_seconds: Seconds
+    codec_seconds: Seconds
 
 
 class Failed(Message):
