@@ -24,6 +24,7 @@ from benchmarks._processes import Meter, Usage
 from indexer.config import IndexConfig
 from indexer.metrics import Counts, Event, Progress
 from indexer.model.precision import resolve_dtype
+from indexer.model.recipe import flops_of
 from indexer.runtime import pipeline
 from indexer.runtime.decoding import decode_videos
 from indexer.runtime.pools import Node, Pools, size_pools
@@ -253,7 +254,10 @@ def _ready(order: Order, plan: JobPlan) -> Iterator[_Gate]:
     """Ray as the job itself would start it, but with what the order says of machine and stages."""
     rows, config = most_rows(plan.todo), plan.config
     cpus, gpus = order.machine.cpus, order.machine.gpus
-    pools = size_pools([Node(cpus, gpus)], config.cluster, config.model, todo_rows=rows)
+    pools = size_pools(
+        [Node(cpus, gpus)], config.cluster, config.model,
+        todo_rows=rows, clip_flops=flops_of(plan.checkpoint.architecture),
+    )  # fmt: skip
     names = ("DecodeVideos", "ScoreUnits", "WriteUnits")
     operators = [getattr(_null_stages, stage) for stage in order.stages]
     with TemporaryDirectory() as folder:

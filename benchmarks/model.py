@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks._model_report import REFERENCE, Name, Row, Setting, bars, table
 from benchmarks._models import ABOUT, PRESETS, Run, Scores, checkpoint_of, clips_of, contestant
 from indexer.errors import IndexerError
-from indexer.model.compiling import flops_of
+from indexer.model.recipe import flops_of
 from indexer.model.staging import Staging
 from indexer.model.weights import Checkpoint
 

@@ -147,8 +147,8 @@ class Cluster(Section):
             needs `model.device` to be `cpu` or `cuda`.
         no_progress_seconds: a job in which nothing has moved for so long ends with exit code 3;
             give it as long as nodes may take to come, and more than `decode.deadline_seconds`.
-        block_clips: clips that travel together from the decoders to the model; by default 64 with
-            GPUs and 8 without, where a block of 64 would take minutes.
+        block_clips: clips that travel together from the decoders to the model; by default 64, and
+            on CPUs fewer, down to 8, where the model is so large that they would take minutes.
         cpu_hour_price: of one CPU, in any currency; with it the report says what the job cost.
         gpu_hour_price: of one GPU, likewise.
     """

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +32,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneRay:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for marker in {"s3", "browser"} & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        for marker in {"s3", "browser"} & fixtures:
             item.add_marker(marker)
+        if "ray_session" in fixtures:
+            item.add_marker("ray")
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +80,49 @@ def _s3_bucket(s3: S3Server) -> str:
 def s3_folder(_s3_bucket: str) -> str:
     """An empty prefix without `/` at its end; much quicker than a bucket of its own."""
     return f"s3://{_s3_bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def _metrics_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def metrics_url(_metrics_port: int, ray_session: str) -> str:
+    """Where the session's Ray tells Prometheus of itself."""
+    return f"http://127.0.0.1:{_metrics_port}/metrics"
+
+
+@pytest.fixture(scope="session")
+def ray_session(request: pytest.FixtureRequest, _metrics_port: int) -> Iterator[str]:
+    """One Ray for the whole session, to which this process is connected; gives its address."""
+    import ray
+
+    if weed_binary() is not None:
+        request.getfixturevalue("s3")  # Ray's processes inherit the credentials in the environment
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        _metrics_export_port=_metrics_port,
+        _system_config={"metrics_report_interval_ms": 1000},
+    )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def driver_env(ray_session: str) -> dict[str, str]:
+    """The environment of another driver on the session's Ray."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    auth = {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH_")}  # set by `ray.init`
+    return env | auth | {"RAY_ADDRESS": ray_session}
 
 
 @pytest.fixture(scope="session")

@@ -7,35 +7,13 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from indexer.model.recipe import Architecture
+from indexer.model.recipe import Architecture, flops_of
 
 _PAYS_FROM: Final = {"cpu": 1e14, "cuda": 4e16}
 """Floating-point operations from which on compiling pays, by device.
 
 On one core it takes 15 to 30 s, and saves 0.1 s of a clip of the base model: 250 clips. On a GPU,
 where it was not measured, it is taken to need a minute, and to save 0.6 ms of such a clip."""
-
-
-def flops_of(architecture: Architecture) -> float:
-    """Floating-point operations of one clip in the Hugging Face module.
-
-    Of the matrix products: two for each weight of a linear layer and token, and twice two for each
-    pair of tokens that attend to each other and hidden unit.
-    """
-    width, wide = architecture.hidden_size, architecture.intermediate_size
-    frames = architecture.num_frames
-    patches = (architecture.image_size // architecture.patch_size) ** 2
-    tokens = frames * patches
-    embedding = tokens * 3 * architecture.patch_size**2 * width
-    perceptron = (tokens + 1) * 2 * width * wide
-    if architecture.attention_type == "joint_space_time":
-        attention = (tokens + 1) * 4 * width**2 + (tokens + 1) ** 2 * 2 * width
-    else:
-        time_ = tokens * 5 * width**2 + patches * frames**2 * 2 * width
-        space = frames * ((patches + 1) * 4 * width**2 + (patches + 1) ** 2 * 2 * width)
-        attention = time_ + space
-    layers = architecture.num_hidden_layers * (attention + perceptron)
-    return 2.0 * (embedding + layers + width * architecture.num_labels)
 
 
 def pays(architecture: Architecture, expected_clips: int, device: str) -> bool:

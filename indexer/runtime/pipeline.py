@@ -27,6 +27,7 @@ from indexer.metrics import (
     Progress,
 )
 from indexer.model.precision import AUTO, resolve_dtype
+from indexer.model.recipe import flops_of
 from indexer.runtime.cadence import pause_seconds
 from indexer.runtime.cluster import connected, live_nodes
 from indexer.runtime.failures import STALLS, explain, explain_stall
@@ -187,7 +188,10 @@ class _Job:
     def _run_pipeline(self) -> None:
         config, rows = self._plan.config, most_rows(self._plan.todo)
         with connected(config.cluster) as nodes:
-            pools = size_pools(nodes, config.cluster, config.model, todo_rows=rows)
+            clip_flops = flops_of(self._plan.checkpoint.architecture)
+            pools = size_pools(
+                nodes, config.cluster, config.model, todo_rows=rows, clip_flops=clip_flops
+            )
             self._pools = pools
             _settle_precision(self._plan, pools)
             self._observer.on_event(

@@ -27,6 +27,12 @@ WRITER_CPUS: Final = 0.25
 
 MIN_CPUS: Final = 1.0
 
+_MOST_BLOCK_CLIPS: Final = 64
+_LEAST_BLOCK_CLIPS: Final = 8
+_BLOCK_FLOPS: Final = 3e12
+"""Of a block on a CPU: what a core does in half a minute. Ray and the driver may need 0.1 s of CPU
+for a block; but what dies with an actor, and what the last actors wait for, is a block too."""
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -85,7 +91,9 @@ class Pools:
         return max(1, int(self.actor_cpus))
 
 
-def size_pools(nodes: Sequence[Node], cluster: Cluster, model: Model, *, todo_rows: int) -> Pools:
+def size_pools(
+    nodes: Sequence[Node], cluster: Cluster, model: Model, *, todo_rows: int, clip_flops: float
+) -> Pools:
     """Works out the pools from the nodes that the cluster has.
 
     Nodes labelled `role: decode` decode; where there are none, all nodes do. With GPUs, each gets
@@ -93,6 +101,13 @@ def size_pools(nodes: Sequence[Node], cluster: Cluster, model: Model, *, todo_ro
     model; where all do, decoding a clip costs a small part of scoring it, so a quarter of the CPUs
     decode. Of a cluster that grows only the labels are looked at: the pools may become as large as
     the configuration says.
+
+    Args:
+        nodes: of the cluster.
+        cluster: what the configuration asks for.
+        model: likewise.
+        todo_rows: of the job.
+        clip_flops: floating-point operations of scoring one clip.
 
     Raises:
         ClusterError: the cluster cannot hold the pools; the message has the numbers.
@@ -120,7 +135,7 @@ def size_pools(nodes: Sequence[Node], cluster: Cluster, model: Model, *, todo_ro
         model_actors=model_actors,
         write_actors=_writers(device, model_actors),
         actor_cpus=ACTOR_CPUS,
-        block_clips=cluster.block_clips or (64 if device == "cuda" else 8),
+        block_clips=cluster.block_clips or _block_clips(device, clip_flops),
         batch_size=model.batch_size,
         model_gpus=cluster.gpus_per_model_actor if device == "cuda" else 0.0,
         decode_role=DECODE_ROLE if labelled else None,
@@ -147,6 +162,12 @@ def _together(slots: int, cluster: Cluster) -> tuple[int, int]:
 def _writers(device: Literal["cpu", "cuda"], model_actors: int) -> int:
     # a GPU fills some 16 blocks a second, a writer ten
     return 2 * model_actors if device == "cuda" else 1 + model_actors // 32
+
+
+def _block_clips(device: Literal["cpu", "cuda"], clip_flops: float) -> int:
+    if device == "cuda":
+        return _MOST_BLOCK_CLIPS
+    return max(_LEAST_BLOCK_CLIPS, min(_MOST_BLOCK_CLIPS, int(_BLOCK_FLOPS / clip_flops)))
 
 
 def _slots(nodes: Sequence[Node]) -> int:

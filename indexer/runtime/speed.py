@@ -11,6 +11,7 @@ import pyarrow as pa
 import ray
 
 from indexer.errors import VideoError
+from indexer.model.recipe import flops_of
 from indexer.model.weights import Checkpoint
 from indexer.records import DecodedClips
 from indexer.runtime import blocks
@@ -83,7 +84,10 @@ def measured_speed(plan: JobPlan, sample: pa.Table) -> tuple[Speed | None, Pools
 
 def _spread(plan: JobPlan, nodes: Sequence[Node]) -> tuple[Pools, Runner]:
     config = plan.config
-    pools = size_pools(nodes, config.cluster, config.model, todo_rows=plan.todo.num_rows)
+    pools = size_pools(
+        nodes, config.cluster, config.model,
+        todo_rows=plan.todo.num_rows, clip_flops=flops_of(plan.checkpoint.architecture),
+    )  # fmt: skip
     return pools, Runner(pools.device, config.precision.model, pools.model_threads)
 
 

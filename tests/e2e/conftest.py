@@ -1,52 +1,9 @@
-"""One Ray for the whole session, and small inputs whose every row is known."""
-
-import os
-import socket
+"""Small inputs whose every row is known."""
 
 import pytest
-import ray
 
 from tests.model.stress import write_stress_checkpoint
-from tests.s3server import weed_binary
 from tests.video.synth import Synth
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()):
-            item.add_marker("ray")
-
-
-@pytest.fixture(scope="session")
-def _metrics_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="session")
-def metrics_url(_metrics_port, ray_session):
-    """Where the session's Ray tells Prometheus of itself."""
-    return f"http://127.0.0.1:{_metrics_port}/metrics"
-
-
-@pytest.fixture(scope="session")
-def ray_session(request, _metrics_port):
-    if weed_binary() is not None:
-        request.getfixturevalue("s3")  # Ray's processes inherit the credentials in the environment
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        _metrics_export_port=_metrics_port,
-        _system_config={"metrics_report_interval_ms": 1000},
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

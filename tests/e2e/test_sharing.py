@@ -45,7 +45,7 @@ def test_few_long_videos_are_shared(plan, tmp_path, monkeypatch):
     (tmp_path / "raw.h264.mkv").write_bytes(Synth(frames=100, container="h264").encode())
     (tmp_path / "short.mp4").write_bytes(Synth(frames=8, noise=0).encode())
     monkeypatch.setattr(sharing, "SHARE_BYTES", 4096)
-    pools = size_pools([Node(2)], Cluster(), Model(), todo_rows=100)
+    pools = size_pools([Node(2)], Cluster(), Model(), todo_rows=100, clip_flops=1e9)
     pools = replace(pools, decode_actors=2, actor_cpus=0.5)
     todo = todo_of(tmp_path)
     shared = sharing.share_out(todo, plan, pools, patience_seconds=60)
@@ -59,5 +59,7 @@ def test_many_videos_are_not(plan, tmp_path, monkeypatch):
     for name in range(8):
         (tmp_path / f"{name}.mp4").write_bytes(Synth(frames=8).encode())
     monkeypatch.setattr(sharing, "SHARE_BYTES", 1)
-    pools = replace(size_pools([Node(2)], Cluster(), Model(), todo_rows=100), decode_actors=2)
+    pools = replace(
+        size_pools([Node(2)], Cluster(), Model(), todo_rows=100, clip_flops=1e9), decode_actors=2
+    )
     assert sharing.share_out(todo_of(tmp_path), plan, pools, patience_seconds=60).num_rows == 8

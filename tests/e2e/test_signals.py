@@ -28,14 +28,14 @@ def many(archive, tmp_path_factory):
     return folder
 
 
-def start(inputs, index, model):
+def start(inputs, index, model, env):
     options = ["sampling.min_seconds=0.1", "cluster.block_clips=1", "output.commit_seconds=0.01"]
     settings = [part for option in options for part in ("--set", option)]
     command = [sys.executable, "-m", "indexer", "run", inputs, "--index", index, "--model", model]
     return subprocess.Popen(
         [*map(str, command), *settings],
         cwd=REPOSITORY,
-        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        env=env or {k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -49,13 +49,20 @@ def outcomes(index):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_resumable_index(many, checkpoint, tmp_path, number):
-    index = tmp_path / "index"
-    job = start(many, index, checkpoint)
+    check_signal(many, checkpoint, tmp_path / "index", number)
+
+
+@pytest.mark.timeout(600)
+def test_sigterm_on_a_cluster_leaves_a_resumable_index(many, checkpoint, tmp_path, driver_env):
+    check_signal(many, checkpoint, tmp_path / "index", signal.SIGTERM, driver_env)
+
+
+def check_signal(many, checkpoint, index, number, env=None):
+    job = start(many, index, checkpoint, env)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while outcomes(index) < 2 and job.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -67,7 +74,7 @@ def test_a_signal_leaves_a_resumable_index(many, checkpoint, tmp_path, number):
     assert report["status"] == "interrupted"
     done = outcomes(index)
     assert 2 <= done < VIDEOS
-    again = start(many, index, checkpoint)
+    again = start(many, index, checkpoint, env)
     _, told = again.communicate(timeout=PATIENCE_SECONDS)
     assert again.returncode == 0, told
     assert f"{VIDEOS - done} videos indexed, 0 failed, {done} skipped" in told

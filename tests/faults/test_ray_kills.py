@@ -12,7 +12,6 @@ import time
 
 import pytest
 
-from tests.faults.cluster import Cluster
 from tests.faults.forks import lasting_rows
 from tests.faults.ray_job import Job, kill, workers, write_archive
 from tests.model.stress import write_stress_checkpoint
@@ -38,9 +37,9 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def clean(archive, model, tmp_path_factory):
+def clean(archive, model, driver_env, tmp_path_factory):
     index = tmp_path_factory.mktemp("clean") / "index"
-    job = Job(archive, index, model)
+    job = Job(archive, index, model, env=driver_env)
     code, told = job.end()
     assert code == 1, told  # one video is none
     rows = lasting_rows(str(index))
@@ -68,15 +67,19 @@ def check_kills(archive, model, clean, index, kills, rng, *, env=None):
 
 
 @pytest.mark.timeout(600)
-def test_a_driver_that_is_killed_leaves_what_a_clean_run_leaves(archive, model, clean, tmp_path):
-    assert check_kills(archive, model, clean, tmp_path / "index", 1, random.Random(1)) == 1
-    reports = [json.loads(p.read_text()) for p in (tmp_path / "index" / "runs").iterdir()]
+def test_a_driver_that_is_killed_leaves_what_a_clean_run_leaves(
+    archive, model, clean, driver_env, tmp_path
+):
+    index, rng = tmp_path / "index", random.Random(1)
+    assert check_kills(archive, model, clean, index, 1, rng, env=driver_env) == 1
+    reports = [json.loads(path.read_text()) for path in (index / "runs").iterdir()]
     assert sorted(report["status"] for report in reports) == ["finished", "running"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_twenty_kills_of_the_driver(archive, model, clean, tmp_path):
+    """Each with a Ray of its own, which dies with it."""
     rng = random.Random(2)
     kills = [check_kills(archive, model, clean, tmp_path / str(n), 4, rng) for n in range(5)]
     assert sum(kills) >= 15
@@ -84,18 +87,16 @@ def test_twenty_kills_of_the_driver(archive, model, clean, tmp_path):
 
 @pytest.mark.soak
 @pytest.mark.timeout(21600)
-def test_two_hundred_kills_of_the_driver(archive, model, clean, tmp_path):
+def test_two_hundred_kills_of_the_driver(archive, model, clean, driver_env, tmp_path):
     """On a cluster that outlives its drivers: a dead one's workers may go on for a moment."""
     rng, killed = random.Random(3), 0
-    with Cluster() as cluster:
-        cluster.add(num_cpus=2)
-        for number in itertools.count():
-            index = tmp_path / str(number)
-            killed += check_kills(archive, model, clean, index, 10, rng, env=cluster.env)
-            LOGGER.info("%d drivers were killed, and %d indexes are right", killed, number + 1)
-            if killed >= 200:
-                break
-            shutil.rmtree(index)
+    for number in itertools.count():
+        index = tmp_path / str(number)
+        killed += check_kills(archive, model, clean, index, 10, rng, env=driver_env)
+        LOGGER.info("%d drivers were killed, and %d indexes are right", killed, number + 1)
+        if killed >= 200:
+            break
+        shutil.rmtree(index)
 
 
 def check_worker_kills(archive, model, clean, index, stages):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from indexer.model.classify import Classifier
-from indexer.model.compiling import Compiled, flops_of, pays
-from indexer.model.recipe import Architecture
+from indexer.model.compiling import Compiled, pays
+from indexer.model.recipe import Architecture, flops_of
 from indexer.model.weights import resolve
 from tests.model.stress import write_stress_checkpoint
 

@@ -52,7 +52,7 @@ def test_an_error_of_ours_keeps_its_class():
 
 def test_a_wait_in_vain_names_what_was_asked_for_and_what_there_is():
     cluster = Cluster(autoscaling=True, decode_actors=9, model_actors=2)
-    pools = size_pools(NODES, cluster, Model(device="cuda"), todo_rows=100)
+    pools = size_pools(NODES, cluster, Model(device="cuda"), todo_rows=100, clip_flops=1e9)
     message = str(explain_stall(ExecutionTimeoutError(STALL), pools, NODES, 60))
     for words in (
         "nothing has moved for 60 s (cluster.no_progress_seconds)",
@@ -65,7 +65,7 @@ def test_a_wait_in_vain_names_what_was_asked_for_and_what_there_is():
 
 
 def test_a_count_of_units_that_never_starts_is_a_wait_too():
-    pools = size_pools([Node(4)], Cluster(), Model(), todo_rows=100)
+    pools = size_pools([Node(4)], Cluster(), Model(), todo_rows=100, clip_flops=1e9)
     message = str(explain_stall(GetTimeoutError("x"), pools, [], 60))
     assert "Not done: a look at the longest videos. Asked for: 1 decode actors" in message
     assert "The cluster has: no nodes" in message

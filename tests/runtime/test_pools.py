@@ -12,9 +12,12 @@ from indexer.runtime.pools import Node, size_pools
 HEAD = Node(0)
 
 
-def pools(*nodes, todo_rows=1000, device="auto", batch_size=None, **cluster):
+BASE_FLOPS = 0.39e12
+
+
+def pools(*nodes, todo_rows=1000, device="auto", batch_size=None, clip_flops=BASE_FLOPS, **cluster):
     model = Model(device=device, batch_size=batch_size)
-    return size_pools(nodes, Cluster(**cluster), model, todo_rows=todo_rows)
+    return size_pools(nodes, Cluster(**cluster), model, todo_rows=todo_rows, clip_flops=clip_flops)
 
 
 roles = st.sampled_from(["", "decode", "gpu"])
@@ -120,6 +123,9 @@ def test_no_more_decoders_than_videos():
 def test_defaults_follow_the_device():
     assert (pools(Node(8)).batch_size, pools(Node(8)).block_clips) == (None, 8)
     assert (pools(Node(8, 1)).batch_size, pools(Node(8, 1)).block_clips) == (None, 64)
+    assert [pools(Node(8), clip_flops=flops).block_clips for flops in (1e8, 1e11, 4e12)] == [
+        64, 30, 8,
+    ]  # fmt: skip
     assert pools(Node(8, 1), device="cpu").device == "cpu"
     assert pools(Node(8), batch_size=5, block_clips=6).batch_size == 5
 
