@@ -123,7 +123,7 @@ def measure_plumbing(report: Report, folder: Path, options: argparse.Namespace) 
     gpu, cpus = Machine(cpus=4, gpus=1), Machine(cpus=2)
     for name, machine, block_clips, clips, limit in (
         ("blocks of 64, as on a GPU", gpu, None, options.clips, 2.2),
-        ("blocks of 8, as on CPUs", cpus, None, options.clips // 4, None),
+        ("blocks of 8, as of a large model on CPUs", cpus, 8, options.clips // 4, None),
         ("blocks of one clip", cpus, 1, options.clips // 16, None),
     ):
         each = min(CLIPS, block_clips or CLIPS)
