@@ -166,6 +166,7 @@ def test_an_interrupted_run_resumes_to_the_rows_of_a_clean_one(
     assert lasting_rows(index) == lasting_rows(clean[0])
 
 
+@pytest.mark.slow
 def test_a_changed_video_is_indexed_anew_and_its_old_rows_go(checkpoint, tmp_path):
     videos, index = tmp_path / "videos", tmp_path / "index"
     videos.mkdir()
@@ -303,6 +304,7 @@ def test_another_recipe_under_the_same_tag_is_refused(clean, archive, checkpoint
         run(archive, clean[0], checkpoint, output__tag=tag, sampling__hop_seconds=1)
 
 
+@pytest.mark.slow
 def test_a_run_that_would_score_in_another_dtype_than_the_first_is_refused(
     archive, checkpoint, tmp_path
 ):
@@ -317,6 +319,7 @@ def test_a_run_that_would_score_in_another_dtype_than_the_first_is_refused(
     assert lasting_rows(index) == rows
 
 
+@pytest.mark.slow
 def test_weights_that_change_under_a_running_job_stop_it(archive, tmp_path):
     model = write_stress_checkpoint(tmp_path / "model", num_frames=4)
 

@@ -56,6 +56,7 @@ def test_a_signal_leaves_a_resumable_index(many, checkpoint, tmp_path, number):
     check_signal(many, checkpoint, tmp_path / "index", number)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_sigterm_on_a_cluster_leaves_a_resumable_index(many, checkpoint, tmp_path, driver_env):
     check_signal(many, checkpoint, tmp_path / "index", signal.SIGTERM, driver_env)

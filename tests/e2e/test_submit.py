@@ -39,9 +39,20 @@ def reports(index):
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_a_submitted_job_indexes_and_its_exit_code_says_how_it_went(
-    head, archive, checkpoint, tmp_path
-):
+def test_a_submitted_job_indexes_and_says_that_some_failed(head, archive, checkpoint, tmp_path):
+    index = tmp_path / "index"
+    options = ["--index", index, "--model", checkpoint, "--set", "sampling.min_seconds=0.1"]
+    ended = head.submit(JOB, archive, *options, name="some")
+    assert ended.returncode == 1, ended.stdout[-3000:] + ended.stderr[-3000:]
+    assert "3 videos indexed, 2 failed (1 empty, 1 not_a_video" in ended.stdout
+    assert LabelIndex.open(str(index)).status()["clips"] == sum(ARCHIVE_CLIPS.values())
+    assert head.jobs()["some"]["driver_exit_code"] == 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_exit_code_of_a_submitted_job_says_how_it_went(head, archive, checkpoint, tmp_path):
     index = tmp_path / "index"
     options = ["--index", index, "--model", checkpoint, "--set", "sampling.min_seconds=0.1"]
     good = head.submit(JOB, archive / "a.mp4", archive / "sub folder", *options, name="good")
