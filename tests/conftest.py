@@ -11,6 +11,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from indexer.s3 import S3Store
+from tests.ray_env import own_ray_env
 from tests.s3server import S3Server, run_server, weed_binary
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -120,9 +121,8 @@ def ray_session(request: pytest.FixtureRequest, _metrics_port: int) -> Iterator[
 @pytest.fixture(scope="session")
 def driver_env(ray_session: str) -> dict[str, str]:
     """The environment of another driver on the session's Ray."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     auth = {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH_")}  # set by `ray.init`
-    return env | auth | {"RAY_ADDRESS": ray_session}
+    return own_ray_env() | auth | {"RAY_ADDRESS": ray_session}
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ray_env import own_ray_env
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
 START_SECONDS = 240
@@ -37,7 +39,7 @@ class Head:
         token.write_text(secrets.token_hex(32))
         self.port, self.dashboard_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.dashboard_port}"
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+        self.env = own_ray_env() | {
             "RAY_TMPDIR": str(folder),  # its own, so that no other Ray of this machine joins it
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),

@@ -1,7 +1,6 @@
 """Ctrl-C and SIGTERM end the real command with a report, and the same command resumes."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from deltalake import DeltaTable
 
 from indexer import LabelIndex
 from indexer.table.paths import IndexPaths
+from tests.ray_env import own_ray_env
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VIDEOS = 16
@@ -35,7 +35,7 @@ def start(inputs, index, model, env):
     return subprocess.Popen(
         [*map(str, command), *settings],
         cwd=REPOSITORY,
-        env=env or {k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+        env=env or own_ray_env(),
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from tests.ray_env import own_ray_env
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 OBJECT_STORE_BYTES = 96 * 2**20
 WATCH_SECONDS = 0.2
@@ -29,7 +31,7 @@ class Cluster:
         self._folder = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
         token = Path(self._folder.name, "token")
         token.write_text(secrets.token_hex(32))
-        self.env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+        self.env = own_ray_env() | {
             "RAY_TMPDIR": self._folder.name,  # its own, so that no other Ray of this machine joins
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from indexer.table.paths import IndexPaths
 from tests.faults.forks import REPOSITORY
+from tests.ray_env import own_ray_env
 from tests.video.synth import Synth
 
 PATIENCE_SECONDS = 300  # two cores may be busy with much else
@@ -38,7 +39,7 @@ class Job:
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, run), *settings],
             cwd=REPOSITORY,
-            env=env or {k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+            env=env or own_ray_env(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-import os
 import random
 import re
 import shutil
@@ -15,6 +14,7 @@ import pytest
 from tests.faults.forks import lasting_rows
 from tests.faults.ray_job import Job, kill, workers, write_archive
 from tests.model.stress import write_stress_checkpoint
+from tests.ray_env import own_ray_env
 
 VIDEOS = 12
 HOST = socket.gethostname()
@@ -137,7 +137,7 @@ def test_a_worker_that_is_killed_again_and_again(archive, model, clean, tmp_path
     ],
 )
 def test_actors_that_die_whenever_they_are_made_end_the_job(archive, model, tmp_path, how, words):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"DYING": how}
+    env = own_ray_env() | {"DYING": how}
     job = Job(archive, tmp_path / "index", model, module="tests.faults.dying", env=env)
     code, told = job.end()
     assert code == 3, told

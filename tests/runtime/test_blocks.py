@@ -26,7 +26,8 @@ EFFORT = {
     "decode_wall_seconds": 0.75,
     "worker": "h:1",
 }
-CODEC_SECONDS = 0.375
+TOLD = EFFORT | {"codec_seconds": 0.375}
+OF_A_FAILURE = EFFORT | {"codec_seconds": 0.0}
 
 
 def frames(clips=2):
@@ -35,7 +36,7 @@ def frames(clips=2):
 
 def decoded(clips_NTHWC=None):
     frames_NTHWC = frames() if clips_NTHWC is None else clips_NTHWC
-    item = DecodedClips(1, 5, INFO, SPANS, frames_NTHWC, CODEC_SECONDS)
+    item = DecodedClips(1, 5, INFO, SPANS, frames_NTHWC, TOLD["codec_seconds"])
     return blocks.decoded_row(REF, 2, item, **EFFORT)
 
 
@@ -67,13 +68,12 @@ def test_everything_about_a_unit_comes_back():
     indexed, *failures = blocks.outcomes(scored)
     assert np.array_equal(indexed.scores.logits_NK, logits)
     assert np.array_equal(indexed.scores.embeddings_ND, vectors)
-    assert indexed == UnitOutcome(REF, 2, 1, 5, INFO, SPANS, indexed.scores, None,
-        codec_seconds=CODEC_SECONDS, **EFFORT,
-    )  # fmt: skip
+    assert indexed == UnitOutcome(REF, 2, 1, 5, INFO, SPANS, indexed.scores, None, **TOLD)
     assert failures == [
-        UnitOutcome(REF, 2, 1, 5, info, (), None, failure, codec_seconds=0.0, **EFFORT)
+        UnitOutcome(
+            REF, 2, 1, 5, info, (), None, VideoFailure("corrupt", "why", 1, 5, info), **OF_A_FAILURE
+        )
         for info in (INFO, None)
-        for failure in (VideoFailure("corrupt", "why", 1, 5, info),)
     ]
 
 
@@ -136,7 +136,7 @@ def test_records_refuse_contradictions():
     with pytest.raises(ValueError, match="empty or negative"):
         ClipSpan(0, 1.0, 1.0, ())
     with pytest.raises(ValueError, match="either scores or a failure"):
-        UnitOutcome(REF, 1, 0, 1, None, (), None, None, codec_seconds=0.0, **EFFORT)
+        UnitOutcome(REF, 1, 0, 1, None, (), None, None, **TOLD)
     scores = ClipScores(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32))
     with pytest.raises(ValueError, match="2 clips, but 1 rows"):
-        UnitOutcome(REF, 1, 0, 1, None, SPANS, scores, None, codec_seconds=0.0, **EFFORT)
+        UnitOutcome(REF, 1, 0, 1, None, SPANS, scores, None, **TOLD)

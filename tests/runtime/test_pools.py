@@ -10,8 +10,6 @@ from indexer.runtime.placement import decode_options, model_options, write_optio
 from indexer.runtime.pools import Node, size_pools
 
 HEAD = Node(0)
-
-
 BASE_FLOPS = 0.39e12
 
 
