@@ -153,7 +153,7 @@ def run_stages(ref, checkpoint, tmp_path, *, mode="windows", times=1):
     scored = score_units(decoded, classifier, "probabilities")
     paths = IndexPaths(str(tmp_path / "index"))
     receipt = write_units(scored, paths=paths, context=context(labels=checkpoint.labels), task="t")
-    pools = Pools(4, 0, "cpu", 1, 1, 1, 1.0, 8, None)
+    pools = Pools(1, 0, "cpu", 1, 1, 1, 1.0, 8, None)
     return receipt.counts, judge(receipt.counts, pools, 1.0)
 
 
