@@ -116,7 +116,7 @@ LABELS: Final = TableSpec(
         ("uri", "ascending"),
         ("clip_index", "ascending"),
     ),
-    row_group_rows=32 * 1024,
+    row_group_rows=16 * 1024,
 )
 
 VIDEOS: Final = TableSpec(

@@ -142,7 +142,7 @@ def test_large_tables_have_bounded_row_groups():
     table = table.take(np.zeros(rows, np.int64))
     metadata = pq.read_metadata(pa.BufferReader(parquet_bytes(table, LABELS)))
     assert metadata.num_row_groups == 5
-    assert metadata.row_group(0).num_rows == 32 * 1024
+    assert metadata.row_group(0).num_rows == LABELS.row_group_rows
 
 
 def test_other_columns_are_refused():
