@@ -16,6 +16,7 @@ from math import inf
 from typing import Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
@@ -32,6 +33,9 @@ from indexer.table.schema import LABELS
 _THREADS: Final = 8
 _Bound = TypeVar("_Bound", str, float)
 _LAST_CHARACTER: Final = "\U0010ffff"
+_ORDER_OF_EQUALS: Final = ("uri", "clip_index", "rank")
+_MOST_EQUALS: Final = 500
+"""So many pairs of neighbours are compared before pyarrow's functions are worth loading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,16 +272,35 @@ def _matching(rows: pa.Table, wanted: Wanted) -> pa.Table:
 
 
 def _best_rows(rows: pa.Table, top: int | None) -> pa.Table:
-    scores_N = np.concatenate([np.zeros(0), *map(np.from_dlpack, rows["score"].chunks)])
-    if np.all(scores_N[:-1] > scores_N[1:]):  # one run of one file, as a rule
+    if _is_sorted(rows, top):  # one run of one file, as a rule
         return rows.slice(0, top)
     import pyarrow.compute as pc
 
     if top is not None and rows.num_rows > top:  # most rows need no sorting
-        least = _number(pa.float32(), "f", float(np.partition(scores_N, -top)[-top]))
+        least = _number(pa.float32(), "f", float(np.partition(_scores(rows), -top)[-top]))
         rows = rows.filter(pc.greater_equal(rows["score"], least))
-    order = [("score", "descending"), *((n, "ascending") for n in ("uri", "clip_index", "rank"))]
+    order = [("score", "descending"), *((name, "ascending") for name in _ORDER_OF_EQUALS)]
     return rows.take(pc.sort_indices(rows, sort_keys=order)).slice(0, top)
+
+
+def _is_sorted(rows: pa.Table, top: int | None) -> bool:
+    """Whether the first rows are the best, in order; False also where that takes long to tell."""
+    scores_N = _scores(rows)
+    if not np.all(scores_N[:-1] >= scores_N[1:]):
+        return False
+    least = scores_N[top - 1] if top is not None and len(scores_N) > top else -inf
+    equal = np.flatnonzero((scores_N[:-1] == scores_N[1:]) & (scores_N[:-1] >= least)).tolist()
+    if len(equal) > _MOST_EQUALS:
+        return False
+    keys = [rows[name] for name in _ORDER_OF_EQUALS]
+    return all(
+        [key[at].as_py() for key in keys] < [key[at + 1].as_py() for key in keys] for at in equal
+    )
+
+
+def _scores(rows: pa.Table) -> npt.NDArray[np.float32]:
+    none = np.zeros(0, np.float32)
+    return np.concatenate([none, *map(np.from_dlpack, rows["score"].chunks)])
 
 
 @contextlib.contextmanager

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from indexer.s3 import S3Store
 from indexer.table import snapshot as snapshot_module
 from indexer.table.answers import HITS
-from indexer.table.postings import Postings
+from indexer.table.postings import Postings, _best_rows
 from indexer.table.query import LabelIndex
 from indexer.table.rows import unit_tables
 from indexer.table.schema import LABELS, TABLES
@@ -85,6 +88,28 @@ def test_a_footer_without_bounds_only_costs_time(index, monkeypatch):
     monkeypatch.setattr("indexer.table.postings._bounds", lambda column, default: default)
     fresh = LabelIndex.open(index.uri)
     assert fresh.search("growing", top=9).to_pylist() == naive("growing", 0, 9)
+
+
+EQUALS = st.tuples(st.sampled_from([0.25, 0.5]), st.sampled_from("ab"), st.integers(0, 3))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    keys=st.lists(EQUALS, unique=True, max_size=12),
+    top=st.none() | st.integers(1, 12),
+    presorted=st.booleans(),
+)
+def test_equal_scores_come_in_a_total_order(keys, top, presorted):
+    rows = [
+        {"label": "x", "score": score, "rank": 1, "uri": uri, "clip_index": clip_index,
+         "start_seconds": 0.0, "end_seconds": 1.0, "clip_id": f"{score}{uri}{clip_index}"}
+        for score, uri, clip_index in keys
+    ]  # fmt: skip
+    best = sorted(rows, key=lambda row: (-row["score"], row["uri"], row["clip_index"]))
+    given_rows = best if presorted else rows
+    halves = [given_rows[: len(rows) // 2], given_rows[len(rows) // 2 :]]
+    table = pa.concat_tables(pa.Table.from_pylist(half, schema=HITS) for half in halves)
+    assert _best_rows(table, top).to_pylist() == best[:top]
 
 
 # -- what is asked of the storage
