@@ -5,36 +5,25 @@ the decoder to the commit, whatever Ray merges or slices.
 """
 
 import itertools
+import pickle
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from indexer.metrics import FetchEffort, ModelEffort
-from indexer.records import (
-    ClipScores,
-    ClipSpan,
-    DecodedClips,
-    UnitOutcome,
-    VideoFailure,
-    VideoInfo,
-    VideoRef,
-)
+from indexer.records import ClipScores, DecodedClips, UnitOutcome, VideoFailure, VideoRef
 
-_REF_FIELDS: Final = [
-    ("video_id", pa.string()),
-    ("uri", pa.large_string()),
-    ("size_bytes", pa.int64()),
-    ("content_key", pa.string()),
-    ("extra", pa.large_string()),
-]
 TODO_SCHEMA: Final = pa.schema(
     [
-        *_REF_FIELDS,
+        ("video_id", pa.string()),
+        ("uri", pa.large_string()),
+        ("size_bytes", pa.int64()),
+        ("content_key", pa.string()),
+        ("extra", pa.large_string()),
         ("attempt", pa.int32()),
         ("units", pa.int32()),
         ("done_units", pa.list_(pa.int32())),
@@ -42,69 +31,25 @@ TODO_SCHEMA: Final = pa.schema(
 )
 """What the decoders get: the manifest, and the fields of `Todo`."""
 
-_INFO: Final = pa.struct(
-    [
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("codec", pa.string()),
-        ("fps", pa.float64()),
-        ("rotation", pa.int32()),
-        ("duration_seconds", pa.float64()),
-        ("warnings", pa.list_(pa.string())),
-    ]
+DECODED_SCHEMA: Final = pa.schema(
+    [("unit", pa.large_binary()), ("clips", pa.int32()), ("frames_NTHWC", pa.large_binary())]
 )
-_SPAN: Final = pa.struct(
-    [
-        ("clip_index", pa.int32()),
-        ("start_seconds", pa.float64()),
-        ("end_seconds", pa.float64()),
-        ("frame_pts_seconds", pa.list_(pa.float64())),
-        ("frames_exact", pa.bool_()),
-    ]
-)
-_EFFORT: Final = pa.struct(
-    [
-        ("busy_seconds", pa.float64()),
-        ("wait_seconds", pa.float64()),
-        ("compile_seconds", pa.float64()),
-        ("recomputed_batches", pa.int64()),
-        ("problems", pa.list_(pa.string())),
-    ]
-)
-_FETCH: Final = pa.struct(
-    [
-        ("seconds", pa.float64()),
-        ("requests", pa.int64()),
-        ("fetched_bytes", pa.int64()),
-        ("retries", pa.map_(pa.string(), pa.int64())),
-    ]
-)
-_FAILURE: Final = pa.struct([("code", pa.string()), ("message", pa.string())])
+"""What the model gets: of each unit, what is known of it so far, pickled, and its clips."""
 
-_UNIT_FIELDS: Final = [
-    *_REF_FIELDS,
-    ("attempt", pa.int32()),
-    ("unit_index", pa.int32()),
-    ("units", pa.int32()),
-    ("info", _INFO),
-    ("failure", _FAILURE),
-    ("spans", pa.list_(_SPAN)),
-    ("fetch", _FETCH),
-    ("decode_seconds", pa.float64()),
-    ("codec_seconds", pa.float64()),
-    ("decode_wall_seconds", pa.float64()),
-    ("worker", pa.string()),
-]
-DECODED_SCHEMA: Final = pa.schema([*_UNIT_FIELDS, ("frames_NTHWC", pa.large_binary())])
 SCORED_SCHEMA: Final = pa.schema(
     [
-        *_UNIT_FIELDS,
+        ("unit", pa.large_binary()),
+        ("clips", pa.int32()),
         ("logits_NK", pa.large_binary()),
         ("embeddings_ND", pa.large_binary()),
-        ("model_effort", _EFFORT),
+        ("model_effort", pa.large_binary()),
     ]
 )
-"""What the writers get; the effort of a block is in its first row."""
+"""What the writers get; the effort of a block, pickled, is in its first row.
+
+What no stage looks at one by one is pickled: each column of a table, and of a struct in it, costs
+Ray as much as a unit's worth of pickle.
+"""
 
 
 def decoded_row(
@@ -119,23 +64,26 @@ def decoded_row(
 ) -> pa.Table:
     """One unit as a table of one row of `DECODED_SCHEMA`; frames are not copied."""
     decoded = item if isinstance(item, DecodedClips) else None
-    failure = item if isinstance(item, VideoFailure) else None
-    row: dict[str, Any] = asdict(ref) | {
+    unit = {
+        "ref": ref,
         "attempt": attempt,
         "unit_index": item.unit_index,
         "units": item.units,
-        "info": None if item.info is None else asdict(item.info),
-        "failure": failure and {"code": failure.code, "message": failure.message},
-        "spans": [asdict(span) for span in decoded.spans] if decoded else [],
-        "fetch": asdict(fetch) | {"retries": list(fetch.retries.items())},
+        "info": item.info,
+        "spans": decoded.spans if decoded else (),
+        "failure": item if isinstance(item, VideoFailure) else None,
+        "fetch": fetch,
         "decode_seconds": decode_seconds,
         "codec_seconds": decoded.codec_seconds if decoded else 0.0,
         "decode_wall_seconds": decode_wall_seconds,
         "worker": worker,
     }
-    table = pa.Table.from_pylist([row], schema=pa.schema(_UNIT_FIELDS))
-    frames = pa.nulls(1, pa.large_binary()) if decoded is None else _binary(decoded.frames_NTHWC)
-    return table.append_column("frames_NTHWC", frames)
+    columns = [
+        pa.array([pickle.dumps(unit)], pa.large_binary()),
+        pa.array([len(decoded.spans) if decoded else 0], pa.int32()),
+        pa.nulls(1, pa.large_binary()) if decoded is None else _binary(decoded.frames_NTHWC),
+    ]
+    return pa.table(columns, schema=DECODED_SCHEMA)
 
 
 def packed(rows: Iterable[pa.Table], clips: int) -> Iterator[pa.Table]:
@@ -151,7 +99,7 @@ def packed(rows: Iterable[pa.Table], clips: int) -> Iterator[pa.Table]:
     waiting, waiting_clips = [], 0
     for row in rows:
         waiting.append(row)
-        waiting_clips += sum(pc.list_value_length(row.column("spans")).to_pylist())
+        waiting_clips += sum(row.column("clips").to_pylist())
         if waiting_clips >= clips:
             yield _joined(waiting)
             waiting, waiting_clips = [], 0
@@ -186,8 +134,7 @@ def _cells(array: pa.Array) -> Iterator[memoryview]:
 
 def with_scores(table: pa.Table, scores: list[ClipScores | None], effort: ModelEffort) -> pa.Table:
     """Puts the scores of every row in place of its frames."""
-    told = asdict(effort) | {"problems": sorted(effort.problems)}
-    efforts = [told, *[None] * (table.num_rows - 1)]
+    efforts = [pickle.dumps(effort), *[None] * (table.num_rows - 1)]
     logits = [None if s is None else s.logits_NK.astype(np.float32).tobytes() for s in scores]
     vectors = [None if s is None else s.embeddings_ND.astype(np.float32).tobytes() for s in scores]
     return (
@@ -195,43 +142,23 @@ def with_scores(table: pa.Table, scores: list[ClipScores | None], effort: ModelE
         .combine_chunks()
         .append_column("logits_NK", pa.array(logits, pa.large_binary()))
         .append_column("embeddings_ND", pa.array(vectors, pa.large_binary()))
-        .append_column("model_effort", pa.array(efforts[: table.num_rows], _EFFORT))
+        .append_column("model_effort", pa.array(efforts[: table.num_rows], pa.large_binary()))
     )
 
 
 def effort_of(table: pa.Table) -> ModelEffort:
     """What scoring all rows of `SCORED_SCHEMA` took."""
-    given = [row for row in table.column("model_effort").to_pylist() if row is not None]
-    efforts = (ModelEffort(**row | {"problems": frozenset(row["problems"])}) for row in given)
+    told = table.column("model_effort").to_pylist()
+    efforts = (pickle.loads(one) for one in told if one is not None)  # noqa: S301 - our own actor's
     return sum(efforts, ModelEffort())
 
 
 def outcomes(table: pa.Table) -> Iterator[UnitOutcome]:
     """Reads rows of `SCORED_SCHEMA` back into records."""
     for row in table.to_pylist():
-        spans = tuple(_span(span) for span in row["spans"])
-        info = None if row["info"] is None else _info(row["info"])
-        ref = VideoRef(
-            row["video_id"], row["uri"], row["size_bytes"], row["content_key"], row["extra"]
-        )
-        failure = row["failure"] and VideoFailure(
-            row["failure"]["code"], row["failure"]["message"], row["unit_index"], row["units"], info
-        )
-        yield UnitOutcome(
-            ref=ref,
-            attempt=row["attempt"],
-            unit_index=row["unit_index"],
-            units=row["units"],
-            info=info,
-            spans=spans,
-            scores=None if failure else _scores(row, len(spans)),
-            failure=failure,
-            fetch=FetchEffort(**row["fetch"] | {"retries": dict(row["fetch"]["retries"])}),
-            decode_seconds=row["decode_seconds"],
-            codec_seconds=row["codec_seconds"],
-            decode_wall_seconds=row["decode_wall_seconds"],
-            worker=row["worker"],
-        )
+        unit = pickle.loads(row["unit"])  # noqa: S301 - written by our own actor
+        scores = None if row["logits_NK"] is None else _scores(row)
+        yield UnitOutcome(**unit, scores=scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,16 +192,8 @@ def _binary(array: npt.NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(contiguous)])
 
 
-def _scores(row: dict[str, Any], clips: int) -> ClipScores:
+def _scores(row: dict[str, Any]) -> ClipScores:
     return ClipScores(
-        logits_NK=np.frombuffer(row["logits_NK"], np.float32).reshape(clips, -1),
-        embeddings_ND=np.frombuffer(row["embeddings_ND"], np.float32).reshape(clips, -1),
+        logits_NK=np.frombuffer(row["logits_NK"], np.float32).reshape(row["clips"], -1),
+        embeddings_ND=np.frombuffer(row["embeddings_ND"], np.float32).reshape(row["clips"], -1),
     )
-
-
-def _span(row: dict[str, Any]) -> ClipSpan:
-    return replace(ClipSpan(**row), frame_pts_seconds=tuple(row["frame_pts_seconds"]))
-
-
-def _info(row: dict[str, Any]) -> VideoInfo:
-    return replace(VideoInfo(**row), warnings=tuple(row["warnings"]))

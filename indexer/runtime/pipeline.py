@@ -319,6 +319,7 @@ def build_dataset(plan: JobPlan, todo: pa.Table, pools: Pools) -> ray.data.Datas
     context.enable_progress_bars = False
     context.verbose_stats_logs = False
     context.print_on_execution_start = False
+    context.memory_usage_poll_interval_s = None  # else each task starts a thread to look at it
     context.execution_no_progress_timeout_s = plan.config.cluster.no_progress_seconds
     context.max_consecutive_actor_init_deaths = MAX_FAILED_STARTS
     with DataContext.current(context):

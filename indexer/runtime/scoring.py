@@ -4,7 +4,6 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from indexer.metrics import ModelEffort
 from indexer.model.classify import Classifier
@@ -18,7 +17,7 @@ def score_units(
 ) -> pa.Table:
     """Scores all clips of `DECODED_SCHEMA` rows in full batches, unit borders or not."""
     frames = blocks.frames_of(decoded, classifier.clip_shape_THWC)
-    clips = pc.list_value_length(decoded.column("spans")).to_pylist()
+    clips = decoded.column("clips").to_pylist()
     views = sum(map(len, frames))
     before = _effort(classifier)
     if views == 0:

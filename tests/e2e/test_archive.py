@@ -1,5 +1,6 @@
 """All project videos, in a real S3 server, through the whole job, against the plainest loops."""
 
+import pickle
 from collections import defaultdict
 from pathlib import Path
 
@@ -185,16 +186,17 @@ def test_frames_that_reach_the_model_are_those_of_a_linear_decode(
     todo = todo.append_column("done_units", [[[]] * 24]).select(TODO_SCHEMA.names).cast(TODO_SCHEMA)
     with Sandbox(plan) as sandbox:
         for table in decode_videos(todo, plan, sandbox):
-            (row,) = table.drop_columns(["frames_NTHWC"]).to_pylist()
+            unit = pickle.loads(table["unit"][0].as_py())
+            name = Path(unit["ref"].uri).name
             (clips_NTHWC,) = frames_of(table, (8, 64, 64, 3))
-            wanted = {pts for span in row["spans"] for pts in span["frame_pts_seconds"]}
-            frames = linear_frames(shared_videos / Path(row["uri"]).name, wanted)
+            wanted = {pts for span in unit["spans"] for pts in span.frame_pts_seconds}
+            frames = linear_frames(shared_videos / name, wanted)
             expected = [
                 [
                     preprocess_frame(frames[pts], plan.preprocessing)
-                    for pts in span["frame_pts_seconds"]
+                    for pts in span.frame_pts_seconds
                 ]
-                for span in row["spans"]
+                for span in unit["spans"]
             ]
-            assert row["failure"] is None
-            assert np.array_equal(clips_NTHWC, np.array(expected)), row["uri"]
+            assert unit["failure"] is None
+            assert np.array_equal(clips_NTHWC, np.array(expected)), name

@@ -1,4 +1,5 @@
 import os
+import pickle
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,12 +67,16 @@ def todo_of(path, attempt=1, units=1, done_units=()):
 
 
 def facts(tables):
-    rows = pa.concat_tables(tables).drop_columns(["frames_NTHWC"]).to_pylist()
     return [
-        (Path(r["uri"]).name, r["unit_index"], r["units"], len(r["spans"]),
-         r["failure"] and r["failure"]["code"])
-        for r in rows
+        (Path(unit["ref"].uri).name, unit["unit_index"], unit["units"], len(unit["spans"]),
+         unit["failure"] and unit["failure"].code)
+        for unit in units_of(pa.concat_tables(tables))
     ]  # fmt: skip
+
+
+def units_of(table):
+    """What is known of the units of `DECODED_SCHEMA` rows."""
+    return [pickle.loads(unit) for unit in table["unit"].to_pylist()]
 
 
 def test_each_unit_becomes_one_row_with_its_clips_or_its_failure(tmp_path, plan, sandbox):
@@ -88,10 +93,10 @@ def test_each_unit_becomes_one_row_with_its_clips_or_its_failure(tmp_path, plan,
         ("c.mp4", 0, 1, 1, None),
     ]
     for table in found:
-        (row,) = table.drop_columns(["frames_NTHWC"]).to_pylist()
+        (unit,) = units_of(table)
         (clips,) = blocks.frames_of(table, (4, 32, 32, 3))
-        assert len(clips) == len(row["spans"])
-        assert row["worker"].endswith(f":{os.getpid()}")
+        assert len(clips) == len(unit["spans"]) == table["clips"][0].as_py()
+        assert unit["worker"].endswith(f":{os.getpid()}")
 
 
 def test_a_failure_is_logged_with_the_id_of_its_video(tmp_path, plan, sandbox, caplog):
@@ -111,7 +116,7 @@ def test_finished_units_are_left_out_and_the_attempt_is_kept(tmp_path, plan, san
         decode_videos(todo_of(tmp_path, attempt=4, units=3, done_units=[0, 2]), plan, sandbox)
     )
     assert facts(found) == [("a.mp4", 1, 3, 2, None)]
-    assert found[0]["attempt"].to_pylist() == [4]
+    assert units_of(found[0])[0]["attempt"] == 4
 
 
 def test_a_video_that_cannot_be_opened_fails_in_every_unit_that_it_owes(tmp_path, plan, sandbox):
