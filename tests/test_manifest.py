@@ -166,7 +166,7 @@ class TestFolders:
             uris(os.fsdecode(odd))
 
     @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), max_size=40))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_any_name_survives(self, name: str) -> None:
         folder = Path("/tmp") / f"manifest-{uuid.uuid4().hex}"  # noqa: S108 - hypothesis takes no fixture
         folder.mkdir()

@@ -1,15 +1,15 @@
-"""Sorts more rows than memory holds: sorted runs in a temporary folder, then one merge of them all.
+"""Sorts more rows than memory holds: sorted runs in temporary files, then one merge of them all.
 
 Memory: while the runs are made, three times `RUN_BYTES`; while they are merged, `PAGE_BYTES` for
-each run, of which there is one for every `RUN_BYTES` of rows. The temporary folder takes as much as
-the rows do in memory, at most.
+each run, of which there is one for every `RUN_BYTES` of rows. The temporary files take as much as
+the rows do in memory, at most; they have no names, so that nothing is left of a killed process.
 """
 
 import bisect
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Final
+from contextlib import ExitStack
+from typing import IO, Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,12 +33,12 @@ def sorted_rows(
     Raises:
         OSError: the temporary folder is full.
     """
-    with tempfile.TemporaryDirectory(prefix="indexer-sort-") as folder:
-        runs = [
-            _write_run(table, Path(folder) / f"{number}.arrow")
-            for number, table in enumerate(_sorted_runs(pieces, order, run_bytes))
-        ]
-        yield from _merged([_Run(path, order) for path in runs], order)
+    with ExitStack() as stack:
+        files = []
+        for table in _sorted_runs(pieces, order, run_bytes):
+            files.append(stack.enter_context(tempfile.TemporaryFile(buffering=0)))
+            _write_run(table, files[-1])
+        yield from _merged([_Run(file, order) for file in files], order)
 
 
 def _sorted_runs(pieces: Iterable[pa.Table], order: Order, run_bytes: int) -> Iterator[pa.Table]:
@@ -59,18 +59,17 @@ def _sorted(tables: Sequence[pa.Table], order: Order) -> pa.Table:
     return table.take(pc.sort_indices(table, sort_keys=list(order)))
 
 
-def _write_run(table: pa.Table, path: Path) -> Path:
+def _write_run(table: pa.Table, file: IO[bytes]) -> None:
     rows = max(1, PAGE_BYTES * table.num_rows // max(1, table.nbytes))
-    with pa.ipc.new_file(str(path), table.schema) as writer:
+    with pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=rows)
-    return path
 
 
 class _Run:
     """A sorted run on disk, of which one page is in memory."""
 
-    def __init__(self, path: Path, order: Order) -> None:
-        self._file = pa.ipc.open_file(pa.OSFile(str(path)))
+    def __init__(self, file: IO[bytes], order: Order) -> None:
+        self._file = pa.ipc.open_file(file)
         self._order = order
         self._page_number = -1
         self._page: pa.RecordBatch | None = None

@@ -61,7 +61,7 @@ def unrelated(seed=0, videos=6, clips=30):
     return {f"v{number}": noise(rng, clips) for number in range(videos)}, rng
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
     length=st.integers(1, 12),

@@ -46,7 +46,7 @@ def test_globs(glob, yes, no):
         assert not fnmatchcase(text, glob), text
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     text=st.text(st.sampled_from(TEXT), max_size=6),
     glob=st.text(st.sampled_from(TEXT + "*?[]"), max_size=6),

@@ -66,7 +66,7 @@ def archives(draw):
     return units_ND, videos_N, np.array(chosen, np.bool_)[videos_N]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     archive=archives(),
     similarity=st.sampled_from([0.5, 0.7, 1.0]),
@@ -86,7 +86,7 @@ def test_all_are_compared_whatever_the_blocks(archive, similarity, neighbours, e
         assert (told[-1].share, told[-1].hubs) == (1.0, np.sum(neighbours_N > neighbours))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 999), block=st.sampled_from([3, 16, 61]))
 def test_blocks_give_the_very_same_numbers_as_one(seed, block):
     rng = np.random.default_rng(seed)

@@ -93,7 +93,7 @@ def test_a_footer_without_bounds_only_costs_time(index, monkeypatch):
 EQUALS = st.tuples(st.sampled_from([0.25, 0.5]), st.sampled_from("ab"), st.integers(0, 3))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     keys=st.lists(EQUALS, unique=True, max_size=12),
     top=st.none() | st.integers(1, 12),

@@ -76,7 +76,7 @@ def some_units(draw):
     before=st.sampled_from([None, 8.5, 17.0, 20.0]),
     after=st.sampled_from([None, 0.0, 8.5, 9.0]),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 def test_search_agrees_with_a_naive_reading(tmp_path_factory, batches, label, **question):
     run = Run(new_index(str(tmp_path_factory.mktemp("index"))))
     taken: set[str] = set()

@@ -115,7 +115,7 @@ def some_windows(draw):
     return [(label, uri, s / 2, (s + n) / 2, score) for label, uri, s, n, score in found]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     rows=some_windows(),
     thresholds=st.tuples(*[st.sampled_from(SCORES)] * 2),

@@ -68,7 +68,7 @@ Vectors = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(Vectors, st.integers(1, 3))
 def test_a_cosine_lies_between_the_bounds_of_its_code(vectors, queries):
     seed, width, scale = vectors

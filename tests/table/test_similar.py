@@ -68,7 +68,7 @@ def ids(table):
     return table["clip_id"].to_pylist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 999),
     count=st.integers(1, 60),

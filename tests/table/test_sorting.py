@@ -55,3 +55,12 @@ def test_pieces_are_small_whatever_the_size_of_the_whole(monkeypatch):
     sizes = [piece.nbytes for piece in sorted_rows(pieces, ORDER, run_bytes=20_000)]
     assert max(sizes) <= 2_100 * 10  # a page of each run
     assert len(sizes) > 50
+
+
+def test_its_files_have_no_names_that_a_killed_process_could_leave(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    whole = table([(str(i), 0.0) for i in range(1000)])
+    merged = sorted_rows([whole.slice(500), whole.slice(0, 500)], ORDER, run_bytes=1)
+    assert next(merged).num_rows
+    assert list(tmp_path.iterdir()) == []
+    merged.close()

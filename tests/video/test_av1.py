@@ -6,7 +6,7 @@ import random
 
 import av
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.config import Decode
@@ -24,7 +24,6 @@ from tests.video.test_frames import assert_exact, digest
 
 FRAMES = 100
 ALL = frozenset(range(SLOTS))
-LOOSE = settings(deadline=None)
 DELIMITER = bytes([0x12, 0])
 
 
@@ -192,7 +191,6 @@ def test_of_a_stream_that_is_not_understood_everything_is_fed(stream, table, mon
     assert len(list(choice(enumerate(table.kept), frozenset({0, 50})))) == FRAMES
 
 
-@LOOSE
 @given(st.binary(max_size=60))
 def test_no_bytes_make_it_stumble(data):
     extradata, packets = coded()
@@ -250,7 +248,6 @@ def seen(packets, fed):
     return looks
 
 
-@LOOSE
 @given(streams, st.sets(st.integers(0, 12), max_size=3))
 def test_the_needed_packets_alone_give_the_wanted_frames(stream, wanted):
     packets = [Packet((KEY,)), *(Packet(tuple(packet)) for packet in stream)]

@@ -6,7 +6,7 @@ import random
 
 import av
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.config import Decode
@@ -21,7 +21,6 @@ from tests.video.synth import Synth
 X265 = "log-level=0:pools=none:frame-threads=1"
 EVERY_FORMAT = Decode(formats=(*Decode().formats, "mpegts"))
 SLICE_OF_REFERENCE = 1
-LOOSE = settings(deadline=None)
 IDR = 20
 
 
@@ -150,7 +149,6 @@ def mutated(draw, source):
     return bytes(data)
 
 
-@LOOSE
 @given(st.data())
 def test_no_bytes_make_it_stumble(data):
     """The outcome is a picture or `UnknownError`."""
@@ -165,7 +163,6 @@ def test_no_bytes_make_it_stumble(data):
     assert 0 not in picture.references
 
 
-@LOOSE
 @given(st.binary(), st.integers(1, 4))
 def test_units_are_parts_of_their_packet(data, length_bytes):
     for units in (sized_units(memoryview(data), length_bytes), delimited_units(memoryview(data))):
@@ -216,7 +213,6 @@ def write_told(writer, kept):
             last = place
 
 
-@LOOSE
 @given(sets)
 def test_a_set_is_read_as_it_is_written(kept):
     writer = Writer()
@@ -224,7 +220,6 @@ def test_a_set_is_read_as_it_is_written(kept):
     assert reference_set(writer.read(), [], is_in_slice=False) == kept
 
 
-@LOOSE
 @given(st.lists(sets, min_size=1, max_size=3), st.data())
 def test_a_set_that_is_told_by_its_difference(known, data):
     in_slice = data.draw(st.booleans())
@@ -283,7 +278,6 @@ def group(seed):
     return orders, found
 
 
-@LOOSE
 @given(st.integers(0, 10**6), st.sets(st.integers(0, 20), max_size=4))
 def test_what_is_needed_is_the_wanted_and_what_they_need(seed, wanted):
     orders, found = group(seed)

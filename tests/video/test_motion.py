@@ -39,8 +39,6 @@ FRAME_GAP_SECONDS = 8 / 30
 seeds = st.integers(0, 2**32 - 1)
 durations = st.floats(3.5, 6.5)
 labels = st.sampled_from(LABELS)
-# A busy machine may pause any example.
-relaxed = settings(deadline=None)
 
 
 def scene_of(label: str, seed: int = 0, seconds: float = 5.0) -> MotionScene:
@@ -137,7 +135,6 @@ def test_standing_still_shows_one_picture():
     assert frames_THWC.any()
 
 
-@relaxed
 @given(seed=seeds, duration=durations, start=st.floats(0, 1))
 def test_blinking_is_both_on_and_off_in_every_window(seed, duration, start):
     scene = scene_of("blinking", seed, duration)
@@ -158,7 +155,6 @@ def test_blinking_off_shows_the_backdrop_alone():
 # --- Scenes -------------------------------------------------------------------------------------
 
 
-@relaxed
 @given(seed=seeds, label=labels, duration=durations)
 def test_the_object_stays_in_the_central_square_for_the_whole_scene(seed, label, duration):
     scene = scene_of(label, seed, duration)
@@ -170,7 +166,6 @@ def test_the_object_stays_in_the_central_square_for_the_whole_scene(seed, label,
         assert max(abs(state.x), abs(state.y)) + 0.5 * state.radius < 0.55
 
 
-@relaxed
 @given(seed=seeds, label=labels)
 def test_only_the_labelled_motion_happens(seed, label):
     scene = scene_of(label, seed)
@@ -181,7 +176,6 @@ def test_only_the_labelled_motion_happens(seed, label):
     assert (scene.blink_period_seconds != 0) == (kind == "blinking")
 
 
-@relaxed
 @given(seed=seeds)
 def test_turning_shows_and_does_not_alias(seed):
     scene = scene_of("rotating clockwise", seed)
@@ -190,7 +184,6 @@ def test_turning_shows_and_does_not_alias(seed):
     assert 0 < scene.spin * FRAME_GAP_SECONDS < math.radians(45)
 
 
-@relaxed
 @given(seed=seeds, label=labels)
 def test_the_object_stands_out_from_the_backdrop(seed, label):
     scene = scene_of(label, seed)
@@ -207,7 +200,6 @@ def test_every_backdrop_leaves_colours_to_choose_from(level):
     assert colour_pairs(Backdrop("plain", grey, grey, 1.0, 0.0))
 
 
-@relaxed
 @given(seed=seeds)
 def test_a_scene_is_a_value(seed):
     one, same = (sample_scene(np.random.default_rng(seed)) for _ in range(2))
@@ -266,7 +258,7 @@ def test_frames_have_the_asked_size_and_count(width, height, fps):
     assert frames_THWC.shape == (round(1.5 * fps), height, width, 3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=seeds, label=labels)
 def test_rendering_repeats_itself_and_starts_alike_whatever_the_length(seed, label):
     scene = scene_of(label, seed)

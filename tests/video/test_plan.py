@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer.config import Sampling
@@ -57,8 +57,6 @@ def timelines(draw):
     return clock(pts, base, last=draw(st.integers(1, 400)))
 
 
-settings.register_profile("shared machine", deadline=None)
-settings.load_profile("shared machine")
 modes = st.sampled_from(["windows", "uniform", "kinetics", "random"])
 
 
