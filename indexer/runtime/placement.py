@@ -28,8 +28,13 @@ def decode_options(pools: Pools) -> dict[str, Any]:
 
 
 def model_options(pools: Pools) -> dict[str, Any]:
-    """Of the model stage."""
-    return _options(pools.model_actors, model_claim(pools), growing=pools.growing)
+    """Of the model stage.
+
+    An actor scores one block at a time. On a GPU it takes in the next one and gives away the one
+    before meanwhile, each in a thread: a GPU is done with a block in less than that takes.
+    """
+    calls = 2 if pools.device == "cuda" else 1
+    return _options(pools.model_actors, model_claim(pools), growing=pools.growing, calls=calls)
 
 
 def write_options(pools: Pools) -> dict[str, Any]:
@@ -54,11 +59,17 @@ def _claim(cpus: float, role: str | None) -> dict[str, Any]:
     return {"num_cpus": cpus, **labels}
 
 
-def _options(actors: int, claim: dict[str, Any], *, growing: bool) -> dict[str, Any]:
+def _options(
+    actors: int, claim: dict[str, Any], *, growing: bool, calls: int = 1
+) -> dict[str, Any]:
     return {
         "batch_size": None,
         "batch_format": "pyarrow",
-        "compute": ActorPoolStrategy(min_size=1 if growing else actors, max_size=actors),
+        "compute": ActorPoolStrategy(
+            min_size=1 if growing else actors,
+            max_size=actors,
+            max_concurrent_calls_per_actor=calls,
+        ),
         "max_restarts": MAX_RESTARTS,
         "max_task_retries": -1,
         **claim,

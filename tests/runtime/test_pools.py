@@ -108,6 +108,14 @@ def test_where_the_stages_go():
     assert "label_selector" not in decode_options(without) | write_options(without)
 
 
+def test_only_on_a_gpu_are_blocks_taken_in_while_another_is_scored():
+    calls = [
+        model_options(pools(Node(8, gpus)))["compute"].max_concurrent_calls_per_actor
+        for gpus in (0, 1)
+    ]
+    assert calls == [1, 2]
+
+
 def test_model_actors_may_share_a_gpu():
     found = pools(Node(16, 2), gpus_per_model_actor=0.5)
     assert found.model_actors == 4
