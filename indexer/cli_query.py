@@ -140,23 +140,39 @@ def similar(
     distinct_videos: Annotated[
         bool, typer.Option("--distinct-videos", help="The best clip of each other video.")
     ] = False,
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="Look into inverted lists only (compact --ivf)."),
+    ] = False,
     video: Video = None,
     model: Tag = None,
     fmt: OutFormat = Format.table,
 ) -> int:
     """Find the clips that look most like one, by their embeddings.
 
-    A video that is not in the index is decoded and embedded with the index's own model.
+    A video that is not in the index is decoded and embedded with the index's own model. The answer
+    is exact. With --approximate, for indexes of more than some 10 million clips, it is quicker and
+    may miss some; the share that it finds, as measured on the index's own clips, is shown.
     """
     opened = _open(index, model)
     moment = _moment_of_file(opened, clip)
     if moment is None:
-        table = opened.similar(clip, top=top, distinct_videos=distinct_videos, video=video)
+        table = opened.similar(
+            clip, top=top, distinct_videos=distinct_videos, video=video, approximate=approximate
+        )
     else:
         from indexer.runtime.moment import embed_moment
 
         embedding = embed_moment(opened.uri, opened.tag, *moment)
-        table = opened.similar_to(embedding, top=top, distinct_videos=distinct_videos, video=video)
+        table = opened.similar_to(
+            embedding,
+            top=top,
+            distinct_videos=distinct_videos,
+            video=video,
+            approximate=approximate,
+        )
+    if approximate:
+        typer.echo(f"approximate: recall@10 is {opened.recall():.3f}, as measured", err=True)
     empty = "there is no other clip to compare with" + ("; widen --video" if video else "")
     _print_table(table, fmt, empty, _SIMILAR_COLUMNS)
     return 0

@@ -74,6 +74,7 @@ def compact(
     *,
     target_bytes: int = TARGET_BYTES,
     keep_history: bool = False,
+    lists: bool = False,
     progress: Callable[[CompactedTable], None] = lambda _: None,
     waiting: Waiting = say_nothing,
 ) -> tuple[CompactedTable, ...]:
@@ -84,6 +85,7 @@ def compact(
         tag: of the model.
         target_bytes: size at which a new file ends.
         keep_history: leave the old files, so that readers can travel in time.
+        lists: give the similarity sidecar inverted lists, for approximate answers.
         progress: is told of each table when it is done.
         waiting: is told where the lease of a dead command is waited for.
 
@@ -101,7 +103,7 @@ def compact(
         for spec in TABLES.values():
             done.append(_compact_table(maintainer, spec, target_bytes))
             progress(done[-1])
-        done.append(_code_embeddings(maintainer))
+        done.append(_code_embeddings(maintainer, lists=lists))
         progress(done[-1])
         if not keep_history:
             maintainer.vacuum()
@@ -125,11 +127,12 @@ def _compact_table(maintainer: Maintainer, spec: TableSpec, target_bytes: int) -
     raise CommitConflict(message)
 
 
-def _code_embeddings(maintainer: Maintainer) -> CompactedTable:
+def _code_embeddings(maintainer: Maintainer, *, lists: bool) -> CompactedTable:
     """Brings the similarity sidecar up to date."""
     paths, tag = maintainer.paths, maintainer.tag
     before = part_sizes(paths, tag)
-    rows = sum(file.rows for file in write_missing(paths, tag, maintainer.live(EMBEDDINGS)))
+    written = write_missing(paths, tag, maintainer.live(EMBEDDINGS), lists=lists)
+    rows = sum(file.rows for file in written)
     remove_stale(paths, tag, maintainer.live(EMBEDDINGS))
     after = part_sizes(paths, tag)
     return CompactedTable(

@@ -47,7 +47,15 @@ class Likeness:
         return clips["clip_id"][0].as_py(), clips["video_id"][0].as_py()
 
     def nearest(self, embedding: npt.ArrayLike, choice: Choice) -> pa.Table:
-        """The clips nearest to an embedding, with their places; columns `SIMILAR`."""
+        """The clips nearest to an embedding, with their places; columns `SIMILAR`.
+
+        Raises:
+            QueryError: an approximate answer is asked for, and there are no inverted lists.
+        """
+        if choice.approximate and self.neighbours.recall is None:
+            index = self._videos.index_uri
+            message = f"{index} has no inverted lists; `indexer compact --ivf {index}` makes them"
+            raise QueryError(message)
         (found,) = self.neighbours.of(np.asarray(embedding)[None], choice)
         uris = self._videos.uris(found["video_id"].combine_chunks())
         is_clip = pc.field("clip_id").isin(found["clip_id"].combine_chunks())

@@ -27,6 +27,13 @@ class Neighbours:
     def __init__(self, paths: IndexPaths, tag: str, rows: ds.Dataset) -> None:
         self._paths, self._tag, self._rows = paths, tag, rows
 
+    @property
+    def recall(self) -> float | None:
+        """Recall@10 of approximate answers, as measured; None where no part has inverted lists."""
+        listed = [(part.recall, part.rows.num_rows) for part in self._parts if part.lists]
+        rows = sum(number for _, number in listed)
+        return sum((recall or 0) * number for recall, number in listed) / rows if rows else None
+
     def of(self, queries_QD: npt.ArrayLike, choice: Choice) -> list[pa.Table]:
         """The nearest clips to each of some vectors; see `similar.nearest`."""
         return nearest(self._rest, self._parts, queries_QD, choice)

@@ -165,6 +165,7 @@ class LabelIndex(OpenedIndex):
         top: int = 10,
         distinct_videos: bool = False,
         video: str | None = None,
+        approximate: bool = False,
     ) -> pa.Table:
         """The clips that look most like one clip, by the cosine of their embeddings.
 
@@ -176,6 +177,8 @@ class LabelIndex(OpenedIndex):
             top: at most this many.
             distinct_videos: only the best clip of each video, and none of the clip's own.
             video: answers from videos of this uri or glob only, as in `search`.
+            approximate: look only into the nearest inverted lists, which `compact` makes on demand:
+                quicker by far where clips are many, with the share of right answers `recall`.
 
         Returns:
             Columns `SIMILAR`: the best first, of equal ones by clip id; not the clip itself.
@@ -194,6 +197,7 @@ class LabelIndex(OpenedIndex):
             videos=self._ids(video),
             without_video=video_id if distinct_videos else None,
             distinct_videos=distinct_videos,
+            approximate=approximate,
         )
         vector_D = self._likeness.neighbours.vector(clip_id, video_id)
         return self._likeness.nearest(vector_D, choice)
@@ -205,6 +209,7 @@ class LabelIndex(OpenedIndex):
         top: int = 10,
         distinct_videos: bool = False,
         video: str | None = None,
+        approximate: bool = False,
     ) -> pa.Table:
         """The clips that look most like what has an embedding of this model.
 
@@ -213,6 +218,7 @@ class LabelIndex(OpenedIndex):
             top: at most this many.
             distinct_videos: only the best clip of each video.
             video: as in `similar`.
+            approximate: as in `similar`.
 
         Returns:
             Columns `SIMILAR`: the best first, of equal ones by clip id.
@@ -224,8 +230,25 @@ class LabelIndex(OpenedIndex):
         from indexer.table.similar import Choice
 
         _check_search(0.0, top)
-        choice = Choice(top, videos=self._ids(video), distinct_videos=distinct_videos)
+        choice = Choice(
+            top,
+            videos=self._ids(video),
+            distinct_videos=distinct_videos,
+            approximate=approximate,
+        )
         return self._likeness.nearest(embedding, choice)
+
+    def recall(self) -> float | None:
+        """Recall@10 of approximate answers of `similar`, as `compact` measured it on these clips.
+
+        Returns:
+            The share of the ten nearest clips that are found; None where there are no inverted
+            lists.
+
+        Raises:
+            StorageError: the sidecar cannot be read.
+        """
+        return self._likeness.neighbours.recall
 
     def duplicates(
         self,

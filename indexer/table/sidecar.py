@@ -1,12 +1,16 @@
 """The similarity sidecar: for each data file of `embeddings` a part that can be searched quickly.
 
     _similarity/<tag>/part-<sha256 of the data file>-<sha256 of the part>.arrow    (16 digits each)
+    _similarity/<tag>/part-<...>-<...>.ivf.arrow                            one with inverted lists
 
 A part is an Arrow IPC file with a row for each of the data file's, in their order: ids, the int8
 code of the embedding (`codes`), and the embedding itself, bit for bit. It is memory-mapped, so that
 a search holds nothing but what it looks at. A part is written once, in one piece, and belongs to
 the data file whose digest it names: when that file has left the table, nobody looks at the part
 any more. A data file without a part is searched without one.
+
+A part with inverted lists (`lists`) also says in which list each row is; the centroids, and the
+recall that they had on these very rows, are in the metadata of its schema.
 """
 
 import hashlib
@@ -14,8 +18,9 @@ import mmap
 import os
 import re
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, suppress
+from copy import copy
 from pathlib import Path
 from typing import Final, Self
 
@@ -28,12 +33,16 @@ from indexer import storage
 from indexer.errors import StorageError
 from indexer.table.codes import Codes, encode
 from indexer.table.delta import LiveFile, reason
+from indexer.table.lists import Lists, Recall, some_of, train
 from indexer.table.paths import IndexPaths, digest_in_name
 from indexer.table.read import file_batches
 from indexer.table.schema import EMBEDDINGS
 
-_NAME: Final = re.compile(r"^part-([0-9a-f]{16})-([0-9a-f]{16})\.arrow$")
+_NAME: Final = re.compile(r"^part-([0-9a-f]{16})-([0-9a-f]{16})(\.ivf)?\.arrow$")
 _COLUMNS: Final = ["clip_id", "video_id", "code", "scale", "error", "vector"]
+_LIST: Final = "list"
+_CENTROIDS: Final = b"centroids"
+_RECALL: Final = b"recall_at_10"
 _BATCH_ROWS: Final = 8 * 1024
 
 
@@ -47,6 +56,12 @@ def content_digest(name: str) -> str | None:
     """The beginning of the sha256 of a part's own bytes, from its name."""
     found = _NAME.match(name)
     return found[2] if found else None
+
+
+def has_lists(name: str) -> bool:
+    """Whether a part has inverted lists, by its name."""
+    found = _NAME.match(name)
+    return bool(found and found[3])
 
 
 def part_sizes(paths: IndexPaths, tag: str) -> dict[str, int]:
@@ -67,14 +82,17 @@ def part_sizes(paths: IndexPaths, tag: str) -> dict[str, int]:
 
 
 def parts_by_digest(names: Iterable[str]) -> dict[str, str]:
-    """Names of parts, by the digests of the data files that they cover."""
-    return {digest: name for name in names if (digest := covered_digest(name))}
+    """Names of parts, by the digests of their data files; of two the one with lists."""
+    ordered = sorted(names, key=lambda name: (has_lists(name), name))
+    return {digest: name for name in ordered if (digest := covered_digest(name))}
 
 
 def stale_names(names: Iterable[str], files: Iterable[LiveFile]) -> list[str]:
-    """Which objects of a model's folder belong to no data file of `embeddings`."""
+    """Which objects of a model's folder belong to no data file, or to one with a better part."""
+    names = list(names)
     digests = {digest_in_name(file.path) for file in files}
-    return [name for name in names if covered_digest(name) not in digests]
+    used = {name for digest, name in parts_by_digest(names).items() if digest in digests}
+    return [name for name in names if name not in used]
 
 
 def remove_stale(paths: IndexPaths, tag: str, files: Iterable[LiveFile]) -> None:
@@ -92,13 +110,16 @@ def remove_stale(paths: IndexPaths, tag: str, files: Iterable[LiveFile]) -> None
         storage.delete(paths.similarity_part(tag, name))
 
 
-def write_missing(paths: IndexPaths, tag: str, files: Iterable[LiveFile]) -> Iterator[LiveFile]:
+def write_missing(
+    paths: IndexPaths, tag: str, files: Iterable[LiveFile], *, lists: bool = False
+) -> Iterator[LiveFile]:
     """Writes a part for each data file that has none; holds one data file and twice its part.
 
     Args:
         paths: of the index.
         tag: of the model.
         files: of a snapshot of `embeddings`.
+        lists: whether the parts get inverted lists, also where there is one without.
 
     Yields:
         Each of these data files, once it has its part.
@@ -109,11 +130,18 @@ def write_missing(paths: IndexPaths, tag: str, files: Iterable[LiveFile]) -> Ite
     covered = parts_by_digest(part_sizes(paths, tag))
     for file in files:
         digest = digest_in_name(file.path)
-        if digest is not None and digest not in covered:
-            content = part_bytes(file_batches(paths, EMBEDDINGS, file, _BATCH_ROWS))
-            name = f"part-{digest}-{hashlib.sha256(content).hexdigest()[:16]}.arrow"
-            storage.write_bytes(paths.similarity_part(tag, name), content)
-            yield file
+        name = covered.get(digest or "")
+        if digest is None or (name is not None and (has_lists(name) or not lists)):
+            continue
+
+        def tables(file: LiveFile = file) -> Iterator[pa.Table]:
+            return file_batches(paths, EMBEDDINGS, file, _BATCH_ROWS)
+
+        content = listed_part_bytes(tables, file.rows) if lists else part_bytes(tables())
+        kind = ".ivf.arrow" if lists else ".arrow"
+        name = f"part-{digest}-{hashlib.sha256(content).hexdigest()[:16]}{kind}"
+        storage.write_bytes(paths.similarity_part(tag, name), content)
+        yield file
 
 
 def part_bytes(tables: Iterable[pa.Table]) -> bytes:
@@ -122,11 +150,43 @@ def part_bytes(tables: Iterable[pa.Table]) -> bytes:
     Raises:
         StorageError: the embeddings are not all of one length.
     """
+    return _file_bytes(_part_rows(table) for table in tables)
+
+
+def listed_part_bytes(tables: Callable[[], Iterable[pa.Table]], rows: int) -> bytes:
+    """The same with inverted lists.
+
+    Args:
+        tables: gives the rows of the data file in pieces, each time that it is asked.
+        rows: of all pieces; at least 1.
+
+    Raises:
+        StorageError: the embeddings are not all of one length.
+    """
+
+    def vectors() -> Iterator[npt.NDArray[np.float32]]:
+        return (matrix(table["embedding"]) for table in tables())
+
+    lists = train(vectors(), rows)
+    recall = Recall(lists, some_of(vectors(), rows))
+    batches = []
+    for table in tables():
+        vectors_ND = matrix(table["embedding"])
+        numbers_N = lists.of(vectors_ND)
+        recall.add(vectors_ND, numbers_N)
+        batches.append(_part_rows(table).append_column(_LIST, pa.array(numbers_N)))
+    metadata = {
+        _CENTROIDS: lists.centroids_LD.tobytes(),
+        _RECALL: str(recall.share).encode(),
+    }
+    return _file_bytes(batch.replace_schema_metadata(metadata) for batch in batches)
+
+
+def _file_bytes(batches: Iterable[pa.RecordBatch]) -> bytes:
     sink = pa.BufferOutputStream()
     with ExitStack() as stack:
         writer = None
-        for table in tables:
-            batch = _part_rows(table)
+        for batch in batches:
             if writer is None:
                 writer = stack.enter_context(pa.ipc.new_file(sink, batch.schema))
             writer.write_batch(batch)
@@ -187,6 +247,8 @@ class Part:
         covers: digest of the data file whose rows it holds.
         rows: all columns, mapped and not read.
         batches: of the rows.
+        lists: its inverted lists; None where it has none.
+        recall: recall@10 of the lists, measured on these rows; None without lists.
     """
 
     def __init__(
@@ -197,8 +259,19 @@ class Part:
             self.rows = pa.ipc.open_file(content).read_all()
         except pa.ArrowException as error:
             raise _damaged(name, reason(error)) from error
-        if self.rows.column_names != _COLUMNS:
+        listed = self.rows.column_names == [*_COLUMNS, _LIST]
+        if self.rows.column_names != _COLUMNS and not listed:
             raise _damaged(name, f"its columns are {self.rows.column_names}")
+        self.lists: Lists | None = None
+        self.recall: float | None = None
+        if listed:
+            told = self.rows.schema.metadata or {}
+            try:
+                centroids = np.frombuffer(told[_CENTROIDS], np.float32)
+                self.lists = Lists(centroids.reshape(-1, self.rows["code"].type.list_size))
+                self.recall = float(told[_RECALL])
+            except (KeyError, ValueError) as error:
+                raise _damaged(name, f"its inverted lists: {error}") from error
         pages = None if mapped is None else _Pages(mapped, content.address)
         self.batches = tuple(Batch(batch, pages) for batch in self.rows.to_batches())
 
@@ -216,6 +289,17 @@ class Part:
             except ValueError as error:  # it is empty
                 raise _damaged(name, str(error)) from error
         return cls(covers, pa.py_buffer(mapped), name, mapped)
+
+    def near(self, queries_QD: npt.NDArray[np.float64]) -> "Iterator[Batch]":
+        """The rows in the lists that any of some queries looks into; all, where it has no lists."""
+        if self.lists is None:
+            yield from self.batches
+            return
+        looked_into_L = np.logical_or.reduce(self.lists.probed(queries_QD), axis=0)
+        for batch in self.batches:
+            rows_N = np.flatnonzero(looked_into_L[batch.lists_N])
+            if len(rows_N):
+                yield batch.some(rows_N)
 
 
 class _Pages:
@@ -240,10 +324,12 @@ class Batch:
         clip_ids: of the rows.
         video_ids: of the rows.
         codes: of their embeddings.
+        lists_N: int16, numbers of their lists; of length 0 in a part without lists.
     """
 
     def __init__(self, rows: pa.RecordBatch, pages: _Pages | None = None) -> None:
         self._pages = pages
+        self._all_N: npt.NDArray[np.int64] | None = None
         self.clip_ids: pa.StringArray = rows["clip_id"]
         self.video_ids: pa.StringArray = rows["video_id"]
         code = rows["code"]
@@ -252,13 +338,27 @@ class Batch:
             rows["scale"].to_numpy(),
             rows["error"].to_numpy(),
         )
+        listed = _LIST in rows.schema.names
+        self.lists_N = rows[_LIST].to_numpy() if listed else np.zeros(0, np.int16)
         self._vectors: pa.BinaryArray = rows["vector"]
+
+    def some(self, rows_N: npt.NDArray[np.int64]) -> "Batch":
+        """Some of the rows, in this order; their codes are copied."""
+        batch = copy(self)
+        batch._all_N = rows_N  # noqa: SLF001 - its own class
+        taken = pa.array(rows_N)
+        batch.clip_ids, batch.video_ids = self.clip_ids.take(taken), self.video_ids.take(taken)
+        codes = self.codes
+        batch.codes = Codes(codes.codes_ND[rows_N], codes.scales_N[rows_N], codes.errors_N[rows_N])
+        batch.lists_N = self.lists_N[rows_N]
+        return batch
 
     def vectors(self, rows_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """The stored embeddings of some rows."""
+        stored_N = rows_N if self._all_N is None else self._all_N[rows_N]
         width = self.codes.codes_ND.shape[1]
         vectors_ND = np.empty((len(rows_N), width), np.float32)
-        for place, row in enumerate(rows_N.tolist()):
+        for place, row in enumerate(stored_N.tolist()):
             packed = self._vectors[row].as_buffer()
             vectors_ND[place] = np.frombuffer(packed, f"<f{packed.size // width}")
         if self._pages is not None:  # the kernel maps 16 pages around each row

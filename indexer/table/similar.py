@@ -1,10 +1,11 @@
-"""The clips that look most like some vectors: exact cosine similarity over all embeddings.
+"""The clips that look most like some vectors: cosine similarity over all embeddings, exact.
 
 Rows of data files that the sidecar covers are looked at through their codes first. A code proves
 between which bounds a cosine lies, so a row is passed over only if its upper bound lies below the
 cosines of as many better ones as are asked for; the others are compared as they are stored, from
 the highest upper bound down, until no bound reaches the worst of the best. All other rows are
-compared as they are stored. Either way the answer is that of comparing everything in float64.
+compared as they are stored. Either way the answer is that of comparing everything in float64. Only
+who asks for it gets less: the same answer over the rows in some inverted lists.
 
 Axes in array names: N clips, D the model's hidden size, Q queries.
 """
@@ -62,6 +63,7 @@ class Choice:
         videos: ids of the only videos to look at; None looks at all.
         without_video: id of a video that is left out.
         distinct_videos: only the best clip of each video.
+        approximate: look only into the nearest inverted lists of parts that have some.
     """
 
     top: int
@@ -69,6 +71,7 @@ class Choice:
     videos: tuple[str, ...] | None = None
     without_video: str | None = None
     distinct_videos: bool = False
+    approximate: bool = False
 
     def may_be(self, clip_ids: pa.StringArray, video_ids: pa.StringArray) -> pa.BooleanArray:
         """Of each row, whether it may be among the answers."""
@@ -208,9 +211,13 @@ class _Shortlist:
 def _search_parts(
     parts: Sequence[Part], units_QD: npt.NDArray[np.float64], best: Sequence[_Best], choice: Choice
 ) -> None:
-    batches = [batch for part in parts for batch in part.batches]
-    for batch in batches[:1]:
-        _check_width(batch.codes.codes_ND.shape[1], units_QD.shape[1])
+    for part in parts[:1]:
+        _check_width(part.rows["code"].type.list_size, units_QD.shape[1])
+    batches = [
+        batch
+        for part in parts
+        for batch in (part.near(units_QD) if choice.approximate else part.batches)
+    ]
     shortlists = [_Shortlist(choice, one.worst) for one in best]
     for number, (batch, may_be_N, bounds) in enumerate(_bounds(batches, units_QD, choice)):
         for shortlist, of_query in zip(shortlists, bounds, strict=False):  # none if none may be
