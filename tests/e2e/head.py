@@ -63,6 +63,7 @@ class Head:
                 "--min-worker-port=0", "--max-worker-port=0",
             ],
             env=self.env, stdout=self.log, stderr=self.log, start_new_session=True,
+            cwd=self.folder,  # where jobs without a working_dir run: beside no checkout
         )  # fmt: skip
 
     def wait(self):
