@@ -3,8 +3,9 @@
     python -m benchmarks.similar --clips 1000000 --folder /tmp/similar --json similar.json
 
 Makes an index through the project's own writer, whose embeddings are a label's centroid, a part of
-rank 64 that the clips of a video share, and noise; asks it before and after `compact`, and holds
-the answers against numpy in float64. A peer that is not installed is left out.
+rank 64 that the clips of a video share, and noise; asks it before and after `compact`, and, after
+`compact --ivf`, approximately; holds the answers against numpy in float64. A peer that is not
+installed is left out.
 """
 
 import argparse
@@ -135,16 +136,19 @@ def queries(paths: IndexPaths, number: int) -> list[str]:
     return chosen
 
 
-def measure_ours(paths: IndexPaths, clip_ids: Sequence[str]) -> dict[str, object]:
+def measure_ours(
+    paths: IndexPaths, clip_ids: Sequence[str], approximate: bool = False
+) -> dict[str, object]:
     """Asks for the clips like each of some clips; the first question opens what there is."""
     index = LabelIndex.open(paths.root_uri)
-    index.similar(clip_ids[0], top=TOP)
+    index.similar(clip_ids[0], top=TOP, approximate=approximate)
     timer, answers = Timer(), []
     for clip_id in clip_ids:
         with timer:
-            found = index.similar(clip_id, top=TOP)
+            found = index.similar(clip_id, top=TOP, approximate=approximate)
         answers.append(found.select(["clip_id", "similarity"]).to_pydict())
-    return timer.facts() | {"answers": answers, "peak_memory_bytes": peak_memory_bytes()}
+    told = {"recall_as_told": index.recall()} if approximate else {}
+    return timer.facts() | told | {"answers": answers, "peak_memory_bytes": peak_memory_bytes()}
 
 
 def measure_duckdb(paths: IndexPaths, clip_ids: Sequence[str]) -> dict[str, object]:
@@ -226,11 +230,11 @@ def _units(batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
     return units_ND
 
 
-def measure_compaction(paths: IndexPaths) -> dict[str, object]:
-    """Compacts the index, which writes the sidecar."""
+def measure_compaction(paths: IndexPaths, lists: bool = False) -> dict[str, object]:
+    """Compacts the index, which writes the sidecar; one with inverted lists, if they are wanted."""
     timer = Timer()
     with timer:
-        done = compact(paths, TAG)
+        done = compact(paths, TAG, lists=lists)
     return timer.facts() | {
         "sidecar_bytes": done[-1].bytes_after,
         "embeddings_bytes": next(t.bytes_after for t in done if t.table == "embeddings"),
@@ -285,7 +289,11 @@ def right(facts: dict[str, Any], expected: Sequence[dict[str, list[Any]]]) -> di
         found["clip_id"] == true["clip_id"] and np.allclose(found["similarity"], true["similarity"])
         for found, true in zip(answers, expected, strict=False)
     )
-    return facts | {"right_answers": int(same)}
+    shares = [
+        len({*found["clip_id"]} & {*true["clip_id"]}) / len(true["clip_id"])
+        for found, true in zip(answers, expected, strict=False)
+    ]
+    return facts | {"right_answers": int(same), "recall": statistics.mean(shares)}
 
 
 def main() -> int:
@@ -310,6 +318,8 @@ def main() -> int:
         "before compact": lambda: right(apart(measure_ours, paths, few), expected),
         "compact": lambda: apart(measure_compaction, paths),
         "after compact": lambda: right(apart(measure_ours, paths, clip_ids), expected),
+        "compact --ivf": lambda: apart(measure_compaction, paths, True),
+        "approximate": lambda: right(apart(measure_ours, paths, clip_ids, True), expected),
         "duckdb": lambda: apart(measure_duckdb, paths, few),
         "lancedb": lambda: apart(measure_lancedb, paths, few),
     }

@@ -44,6 +44,7 @@ _LIST: Final = "list"
 _CENTROIDS: Final = b"centroids"
 _RECALL: Final = b"recall_at_10"
 _BATCH_ROWS: Final = 8 * 1024
+_LISTED_BATCH_ROWS: Final = 256 * 1024
 
 
 def covered_digest(name: str) -> str | None:
@@ -115,6 +116,8 @@ def write_missing(
 ) -> Iterator[LiveFile]:
     """Writes a part for each data file that has none; holds one data file and twice its part.
 
+    With inverted lists, three times its part.
+
     Args:
         paths: of the index.
         tag: of the model.
@@ -179,7 +182,9 @@ def listed_part_bytes(tables: Callable[[], Iterable[pa.Table]], rows: int) -> by
         _CENTROIDS: lists.centroids_LD.tobytes(),
         _RECALL: str(recall.share).encode(),
     }
-    return _file_bytes(batch.replace_schema_metadata(metadata) for batch in batches)
+    # few large pieces: a search picks some rows of each, which costs as much as many rows do
+    whole = pa.Table.from_batches(batches).replace_schema_metadata(metadata).combine_chunks()
+    return _file_bytes(whole.to_batches(max_chunksize=_LISTED_BATCH_ROWS))
 
 
 def _file_bytes(batches: Iterable[pa.RecordBatch]) -> bytes:
