@@ -52,7 +52,7 @@ class Likeness:
         Raises:
             QueryError: an approximate answer is asked for, and there are no inverted lists.
         """
-        if choice.approximate and self.neighbours.recall is None:
+        if choice.approximate and not self.neighbours.have_lists:
             index = self._videos.index_uri
             message = f"{index} has no inverted lists; `indexer compact --ivf {index}` makes them"
             raise QueryError(message)

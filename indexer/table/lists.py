@@ -16,6 +16,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from indexer.table.codes import directions
+
 PROBES: Final = 16
 """Lists that a query looks into."""
 
@@ -45,10 +47,7 @@ class Lists:
 
     def of(self, vectors_ND: npt.NDArray[Any]) -> Numbers:
         """The number of each vector's list, int16; that of a vector of zeros is any."""
-        units_ND = unit_vectors(vectors_ND)
-        chunks = [units_ND[at : at + _CHUNK_ROWS] for at in range(0, len(units_ND), _CHUNK_ROWS)]
-        nearest = [(chunk_ND @ self.centroids_LD.T).argmax(axis=1) for chunk_ND in chunks]
-        return np.concatenate([np.zeros(0, np.int16), *nearest]).astype(np.int16)
+        return _nearest(unit_vectors(vectors_ND), self.centroids_LD)
 
     def probed(self, queries_QD: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         """Of each query and list, whether the query looks into it."""
@@ -62,44 +61,60 @@ class Lists:
 
 def unit_vectors(vectors_ND: npt.NDArray[Any]) -> Floats:
     """Vectors of length 1, in float32; those of zeros stay so."""
-    wide_ND = np.asarray(vectors_ND, np.float64)
-    lengths_N1 = np.linalg.norm(wide_ND, axis=1, keepdims=True)
-    units_ND: Floats = (wide_ND / np.where(lengths_N1 > 0, lengths_N1, 1.0)).astype(np.float32)
-    return units_ND
+    return directions(vectors_ND)[0].astype(np.float32)
 
 
-def train(pieces: Iterable[npt.NDArray[Any]], rows: int) -> Lists:
-    """Finds the lists of some vectors, which come in pieces, by k-means on a sample of them.
+def _nearest(units_ND: Floats, centroids_LD: Floats) -> Numbers:
+    chunks = [units_ND[at : at + _CHUNK_ROWS] for at in range(0, len(units_ND), _CHUNK_ROWS)]
+    nearest = [(chunk_ND @ centroids_LD.T).argmax(axis=1) for chunk_ND in chunks]
+    return np.concatenate([np.zeros(0, np.int16), *nearest]).astype(np.int16)
+
+
+def sample(pieces: Iterable[npt.NDArray[Any]], rows: int) -> Floats:
+    """Vectors to train with, spread over all pieces.
 
     Args:
-        pieces: float[N, D] each; read once, a sample is held.
+        pieces: float[N, D] each; read once.
         rows: of all pieces together, at least 1.
     """
-    lists = max(1, min(_MOST_LISTS, rows // _ROWS_PER_LIST))
-    step = max(1, rows // (lists * _TRAINED_PER_LIST))
-    sampled, before = [], 0
+    step = max(1, rows // (_lists_for(rows) * _TRAINED_PER_LIST))
+    chosen, before = [], 0
     for piece_ND in pieces:
-        sampled.append(unit_vectors(piece_ND[-before % step :: step]))
+        chosen.append(piece_ND[-before % step :: step].astype(np.float32))
         before += len(piece_ND)
-    sample_ND = np.concatenate(sampled)
+    return np.concatenate(chosen)
+
+
+def queries(sample_ND: Floats) -> Floats:
+    """As many of the sampled vectors as recall is measured with."""
+    return sample_ND[:: max(1, len(sample_ND) // _QUERIES)]
+
+
+def train(sample_ND: Floats, rows: int) -> Lists:
+    """Finds the lists of so many vectors by k-means on a sample of them."""
+    units_ND = unit_vectors(sample_ND)
     generator = np.random.default_rng(0)  # the same vectors always get the same lists
-    chosen = generator.choice(len(sample_ND), min(lists, len(sample_ND)), replace=False)
-    found = Lists(sample_ND[chosen])
+    chosen = generator.choice(len(units_ND), min(_lists_for(rows), len(units_ND)), replace=False)
+    centroids_LD = units_ND[chosen]
     for _ in range(_ROUNDS):
-        found = _moved(found, sample_ND)
-    return found
+        centroids_LD = _moved(centroids_LD, units_ND)
+    return Lists(centroids_LD)
 
 
-def _moved(lists: Lists, sample_ND: Floats) -> Lists:
+def _lists_for(rows: int) -> int:
+    return max(1, min(_MOST_LISTS, rows // _ROWS_PER_LIST))
+
+
+def _moved(centroids_LD: Floats, units_ND: Floats) -> Floats:
     """Each centroid at the mean of its vectors; one that has none stays."""
-    numbers_N = lists.of(sample_ND)
+    numbers_N = _nearest(units_ND, centroids_LD)
     order = np.argsort(numbers_N, kind="stable")
     present, first = np.unique(numbers_N[order], return_index=True)
-    means_LD = unit_vectors(np.add.reduceat(sample_ND[order].astype(np.float64), first, axis=0))
+    means_LD = unit_vectors(np.add.reduceat(units_ND[order].astype(np.float64), first, axis=0))
     moved = np.abs(means_LD).max(axis=1) > 0
-    centroids_LD = lists.centroids_LD.copy()
+    centroids_LD = centroids_LD.copy()
     centroids_LD[present[moved]] = means_LD[moved]
-    return Lists(centroids_LD)
+    return centroids_LD
 
 
 class Recall:
@@ -111,7 +126,6 @@ class Recall:
     """
 
     def __init__(self, lists: Lists, queries_QD: npt.NDArray[Any]) -> None:
-        self._lists = lists
         self._units_QD = unit_vectors(queries_QD)
         self._looks_QL = lists.probed(queries_QD)
         self._best_QN = np.zeros((len(self._units_QD), 0), np.float32)
@@ -131,13 +145,3 @@ class Recall:
         """So far; 1 where there is nothing else to find."""
         others_QN = self._found_QN[:, 1:]  # the nearest is the query itself
         return float(others_QN.mean()) if others_QN.size else 1.0
-
-
-def some_of(pieces: Iterable[npt.NDArray[Any]], rows: int) -> Floats:
-    """As many vectors, spread over all pieces, as recall is measured with."""
-    step = max(1, rows // _QUERIES)
-    chosen, before = [], 0
-    for piece_ND in pieces:
-        chosen.append(piece_ND[-before % step :: step].astype(np.float32))
-        before += len(piece_ND)
-    return np.concatenate(chosen)

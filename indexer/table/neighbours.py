@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 
 from indexer.table.paths import IndexPaths, digest_in_name
 from indexer.table.read import read
-from indexer.table.sidecar import Batch, Part, matrix, open_parts
+from indexer.table.sidecar import Batch, Part, matrix, measured_recall, open_parts
 from indexer.table.similar import Choice, nearest
 
 
@@ -28,11 +28,13 @@ class Neighbours:
         self._paths, self._tag, self._rows = paths, tag, rows
 
     @property
+    def have_lists(self) -> bool:
+        """Whether there are inverted lists, for approximate answers."""
+        return any(part.lists is not None for part in self._parts)
+
     def recall(self) -> float | None:
         """Recall@10 of approximate answers, as measured; None where no part has inverted lists."""
-        listed = [(part.recall, part.rows.num_rows) for part in self._parts if part.lists]
-        rows = sum(number for _, number in listed)
-        return sum((recall or 0) * number for recall, number in listed) / rows if rows else None
+        return measured_recall(self._paths, self._tag, self._digests)
 
     def of(self, queries_QD: npt.ArrayLike, choice: Choice) -> list[pa.Table]:
         """The nearest clips to each of some vectors; see `similar.nearest`."""
@@ -54,12 +56,16 @@ class Neighbours:
         vector_D: npt.NDArray[np.float32] = vectors_ND[0]
         return vector_D
 
-    @cached_property
-    def _parts(self) -> Sequence[Part]:
+    @property
+    def _digests(self) -> set[str]:
         # a snapshot without files is a dataset of another kind
         files = self._rows.files if isinstance(self._rows, ds.FileSystemDataset) else ()
         digests = (digest_in_name(path) for path in files)
-        return open_parts(self._paths, self._tag, {digest for digest in digests if digest})
+        return {digest for digest in digests if digest}
+
+    @cached_property
+    def _parts(self) -> Sequence[Part]:
+        return open_parts(self._paths, self._tag, self._digests)
 
     @cached_property
     def _rest(self) -> ds.Dataset:

@@ -248,7 +248,7 @@ class LabelIndex(OpenedIndex):
         Raises:
             StorageError: the sidecar cannot be read.
         """
-        return self._likeness.neighbours.recall
+        return self._likeness.neighbours.recall()
 
     def duplicates(
         self,

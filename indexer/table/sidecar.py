@@ -33,8 +33,9 @@ from indexer import storage
 from indexer.errors import StorageError
 from indexer.table.codes import Codes, encode
 from indexer.table.delta import LiveFile, reason
-from indexer.table.lists import Lists, Recall, some_of, train
+from indexer.table.lists import Lists, Recall, queries, sample, train
 from indexer.table.paths import IndexPaths, digest_in_name
+from indexer.table.ranges import open_ranged
 from indexer.table.read import file_batches
 from indexer.table.schema import EMBEDDINGS
 
@@ -166,12 +167,9 @@ def listed_part_bytes(tables: Callable[[], Iterable[pa.Table]], rows: int) -> by
     Raises:
         StorageError: the embeddings are not all of one length.
     """
-
-    def vectors() -> Iterator[npt.NDArray[np.float32]]:
-        return (matrix(table["embedding"]) for table in tables())
-
-    lists = train(vectors(), rows)
-    recall = Recall(lists, some_of(vectors(), rows))
+    sample_ND = sample((matrix(table["embedding"]) for table in tables()), rows)
+    lists = train(sample_ND, rows)
+    recall = Recall(lists, queries(sample_ND))
     batches = []
     for table in tables():
         vectors_ND = matrix(table["embedding"])
@@ -253,7 +251,6 @@ class Part:
         rows: all columns, mapped and not read.
         batches: of the rows.
         lists: its inverted lists; None where it has none.
-        recall: recall@10 of the lists, measured on these rows; None without lists.
     """
 
     def __init__(
@@ -267,16 +264,7 @@ class Part:
         listed = self.rows.column_names == [*_COLUMNS, _LIST]
         if self.rows.column_names != _COLUMNS and not listed:
             raise _damaged(name, f"its columns are {self.rows.column_names}")
-        self.lists: Lists | None = None
-        self.recall: float | None = None
-        if listed:
-            told = self.rows.schema.metadata or {}
-            try:
-                centroids = np.frombuffer(told[_CENTROIDS], np.float32)
-                self.lists = Lists(centroids.reshape(-1, self.rows["code"].type.list_size))
-                self.recall = float(told[_RECALL])
-            except (KeyError, ValueError) as error:
-                raise _damaged(name, f"its inverted lists: {error}") from error
+        self.lists = _inverted(self.rows.schema, name)[0] if listed else None
         pages = None if mapped is None else _Pages(mapped, content.address)
         self.batches = tuple(Batch(batch, pages) for batch in self.rows.to_batches())
 
@@ -305,6 +293,52 @@ class Part:
             rows_N = np.flatnonzero(looked_into_L[batch.lists_N])
             if len(rows_N):
                 yield batch.some(rows_N)
+
+
+def _inverted(schema: pa.Schema, name: str) -> tuple[Lists, float]:
+    """The inverted lists of a part, and their recall@10.
+
+    Raises:
+        StorageError: its schema does not tell.
+    """
+    told = schema.metadata or {}
+    try:
+        centroids = np.frombuffer(told[_CENTROIDS], np.float32)
+        lists = Lists(centroids.reshape(-1, schema.field("code").type.list_size))
+        return lists, float(told[_RECALL])
+    except (KeyError, ValueError) as error:
+        raise _damaged(name, f"its inverted lists: {error}") from error
+
+
+def measured_recall(paths: IndexPaths, tag: str, digests: Collection[str]) -> float | None:
+    """Recall@10 of the parts with inverted lists that cover some data files; reads footers only.
+
+    Returns:
+        The mean, where a part has as much weight as it has bytes; None where there is none.
+
+    Raises:
+        StorageError: a part cannot be read, or is damaged.
+    """
+    sizes = part_sizes(paths, tag)
+    listed = parts_by_digest(sizes)
+    weighted, weight = 0.0, 0
+    for name in sorted(listed[digest] for digest in listed.keys() & set(digests)):
+        if not has_lists(name):
+            continue
+        copied, uri = _cache(paths, tag) / name, paths.similarity_part(tag, name)
+        where = str(copied) if copied.exists() else uri
+        with suppress(FileNotFoundError), storage.storage_errors(uri):  # removed meanwhile
+            with open_ranged(where, sizes[name]) as source:
+                recall = _inverted(_schema(source, uri), storage.redact(uri))[1]
+            weighted, weight = weighted + recall * sizes[name], weight + sizes[name]
+    return weighted / weight if weight else None
+
+
+def _schema(source: pa.NativeFile, uri: str) -> pa.Schema:
+    try:
+        return pa.ipc.open_file(source).schema
+    except pa.ArrowException as error:
+        raise _damaged(storage.redact(uri), reason(error)) from error
 
 
 class _Pages:

@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from indexer.errors import StorageError
 from indexer.table.codes import SLACK, directions, distances
-from indexer.table.lists import Numbers
 from indexer.table.sidecar import Batch, Part, content_digest, covered_digest, matrix
 
 
@@ -27,9 +26,8 @@ def part_fault(name: str, content: bytes, tables: Iterable[pa.Table]) -> str | N
         part = Part(covered_digest(name) or "", pa.py_buffer(content), name)
     except StorageError as error:
         return str(error)
-    lists = 0 if part.lists is None else len(part.lists.centroids_LD)
-    if any(len(batch.lists_N) and not _within(batch.lists_N, lists) for batch in part.batches):
-        return f"a row is in none of its {lists} lists"
+    if part.lists is not None and not _within(part.batches, len(part.lists.centroids_LD)):
+        return f"a row is in none of its {len(part.lists.centroids_LD)} lists"
     begin = 0
     for table in tables:
         piece = part.rows.slice(begin, table.num_rows)
@@ -42,8 +40,8 @@ def part_fault(name: str, content: bytes, tables: Iterable[pa.Table]) -> str | N
     return None
 
 
-def _within(lists_N: Numbers, lists: int) -> bool:
-    return bool(lists_N.min() >= 0 and lists_N.max() < lists)
+def _within(batches: Iterable[Batch], lists: int) -> bool:
+    return all(((batch.lists_N >= 0) & (batch.lists_N < lists)).all() for batch in batches)
 
 
 def _rows_fault(table: pa.Table, piece: pa.Table) -> str | None:

@@ -12,7 +12,7 @@ from indexer.errors import QueryError, StorageError
 from indexer.table import lists as lists_module
 from indexer.table.compact import compact
 from indexer.table.delete import delete_videos
-from indexer.table.lists import Lists, Recall, some_of, train
+from indexer.table.lists import Lists, Recall, queries, sample, train
 from indexer.table.query import LabelIndex
 from indexer.table.sidecar import Part, listed_part_bytes, part_bytes, part_sizes
 from indexer.table.sidecar_checks import part_fault
@@ -43,6 +43,11 @@ def pieces_of(vectors_ND, rows=50):
     return [vectors_ND[start : start + rows] for start in range(0, len(vectors_ND), rows)]
 
 
+def trained(vectors_ND):
+    rows = len(vectors_ND)
+    return train(sample(pieces_of(vectors_ND), rows), rows)
+
+
 def tables_of(vectors_ND, rows=50):
     ids = [f"c{number:04}" for number in range(len(vectors_ND))]
     embeddings = pa.array(list(vectors_ND), pa.list_(pa.float32()))
@@ -64,7 +69,7 @@ def cosines(queries_QD, vectors_ND):
 
 def test_a_vector_is_in_the_list_of_the_nearest_centroid(many_lists):
     vectors_ND = clustered()
-    lists = train(pieces_of(vectors_ND), len(vectors_ND))
+    lists = trained(vectors_ND)
     assert lists.centroids_LD.shape == (30, WIDTH)
     np.testing.assert_allclose(np.linalg.norm(lists.centroids_LD, axis=1), 1, atol=1e-5)
     near_NL = cosines(vectors_ND.astype(np.float64), lists.centroids_LD)
@@ -74,7 +79,7 @@ def test_a_vector_is_in_the_list_of_the_nearest_centroid(many_lists):
 
 def test_a_query_looks_into_the_nearest_lists(many_lists):
     vectors_ND = clustered()
-    lists = train(pieces_of(vectors_ND), len(vectors_ND))
+    lists = trained(vectors_ND)
     looks_QL = lists.probed(vectors_ND[:9])
     assert looks_QL.sum(axis=1).tolist() == [2] * 9
     near_QL = cosines(vectors_ND[:9], lists.centroids_LD)
@@ -87,7 +92,7 @@ def test_training_draws_the_centroids_to_the_vectors(many_lists, monkeypatch):
 
     def spread(rounds):
         monkeypatch.setattr(lists_module, "_ROUNDS", rounds)
-        lists = train(pieces_of(vectors_ND), len(vectors_ND))
+        lists = trained(vectors_ND)
         return cosines(vectors_ND, lists.centroids_LD).max(axis=1).mean()
 
     assert spread(10) > spread(0) + 0.01
@@ -95,7 +100,7 @@ def test_training_draws_the_centroids_to_the_vectors(many_lists, monkeypatch):
 
 def test_vectors_without_direction_do_no_harm(many_lists):
     vectors_ND = np.zeros((40, WIDTH), np.float32)
-    assert np.isfinite(train(pieces_of(vectors_ND), 40).centroids_LD).all()
+    assert np.isfinite(trained(vectors_ND).centroids_LD).all()
     vectors_ND = clustered(40)
     vectors_ND[::3] = 0
     part = part_of(listed_part_bytes(partial(tables_of, vectors_ND), 40))
@@ -106,8 +111,8 @@ def test_vectors_without_direction_do_no_harm(many_lists):
 
 def test_recall_is_the_share_of_the_ten_nearest_others(many_lists):
     vectors_ND = clustered()
-    lists = train(pieces_of(vectors_ND), len(vectors_ND))
-    queries_QD = some_of(pieces_of(vectors_ND), len(vectors_ND))
+    lists = trained(vectors_ND)
+    queries_QD = queries(sample(pieces_of(vectors_ND), len(vectors_ND)))
     recall = Recall(lists, queries_QD)
     for piece_ND in pieces_of(vectors_ND):
         recall.add(piece_ND, lists.of(piece_ND))
@@ -216,6 +221,23 @@ def test_the_commands_say_what_recall_was_measured(run, many_lists, capsys):
     assert code == 0
     assert len(shown.splitlines()) == 11
     assert f"approximate: recall@10 is {recall:.3f}" in said
+
+
+def test_telling_the_recall_copies_no_part(s3_folder, tmp_path, monkeypatch, many_lists):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run = Run(new_index(f"{s3_folder}/listed"))
+    run.add(unit("s3://films/a.mp4", range(40)))
+    compact(run.paths, TAG, lists=True)
+    index = LabelIndex.open(run.paths.root_uri)
+    told = index.recall()
+    assert 0 < told <= 1
+    assert list(tmp_path.rglob("*.arrow")) == []
+    clip = index.rows("embeddings").to_table()["clip_id"][0].as_py()
+    assert index.similar(clip, approximate=True).num_rows == 10
+    assert len(list(tmp_path.rglob("*.arrow"))) == 1
+    assert (
+        LabelIndex.open(run.paths.root_uri).recall() == told
+    )  # by the copy, now that there is one
 
 
 def test_an_index_of_one_list_answers_exactly(run):
