@@ -19,6 +19,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RAY_TESTS = ("tests/e2e/", "tests/faults/test_ray_kills", "tests/faults/test_cluster")
 AWS_OVERRIDES = ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL_S3")
 
+os.environ["OMP_NUM_THREADS"] = "1"
+"""Several test processes share the cores: threads of one would mostly wait for each other."""
+
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("no deadline")
 

@@ -29,12 +29,9 @@ def clips() -> Clips:
 
 @pytest.fixture(autouse=True)
 def _deterministic():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(mode=True)
     yield
     torch.use_deterministic_algorithms(mode=False)
-    torch.set_num_threads(threads)
 
 
 # --- Clips --------------------------------------------------------------------------------------

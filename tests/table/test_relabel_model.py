@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from deltalake import DeltaTable
 
 import indexer.model
@@ -33,10 +32,7 @@ def relabelled(tmp_path_factory):
     shape = (24, checkpoint.num_frames, size, size, 3)
     frames_NTHWC = np.random.default_rng(5).integers(0, 256, shape, dtype=np.uint8)
     frames_NTHWC[::2] = np.sort(frames_NTHWC[::2], axis=2)  # half of them are no mere noise
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     scores = Classifier(checkpoint, batch_size=8).classify(frames_NTHWC)
-    torch.set_num_threads(threads)
     paths = IndexPaths(str(tmp_path_factory.mktemp("own") / "index"))
     catalog.create_index(paths)
     settings = {"precision": {"stored_mantissa_bits": BITS}, "top_k": 10, "min_score": 0.0}

@@ -27,14 +27,6 @@ RECIPE = Preprocessing(32, (32, 32), "bilinear", 1 / 255, (0.45,) * 3, (0.225,) 
 EVERY_FORMAT = Decode(formats=(*Decode().formats, "avi", "mpeg", "mpegts", "h264"))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def plan_of(recipe=RECIPE, num_frames=4, divisor=4, decode=EVERY_FORMAT, **sampling):
     sampling = {"min_seconds": 0.1} | sampling
     return DecodePlan(Sampling(**sampling), num_frames, divisor, recipe, decode)
