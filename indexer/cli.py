@@ -197,6 +197,13 @@ def run(
     shard: Shard = None,
     limit: Limit = None,
     settings: SetOption = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What `plan --format json` printed: the report holds it against what comes.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `plan --quick`.")] = False,
     fmt: OutFormat = Format.table,
 ) -> int:
@@ -207,7 +214,7 @@ def run(
     job = _configuration(
         config, settings, inputs=inputs or None, index=index, model=model, revision=revision,
         sampling=sampling, if_exists="resume" if resume else if_exists, retry=retry, limit=limit,
-        max_attempts=max_attempts, shard=shard,
+        max_attempts=max_attempts, shard=shard, plan=plan,
     )  # fmt: skip
     if dry_run:
         return _print_plan(job, fmt, measured=False)

@@ -308,6 +308,8 @@ def _print_table(
 
 def _status_rows(facts: dict[str, Any]) -> list[dict[str, object]]:
     """The facts of `LabelIndex.status` that fit two columns; all are in `--format json`."""
+    from indexer.runtime.planned import estimate_text
+
     shown: dict[str, object] = {"index": facts["index"], "model": facts["model"]}
     shown |= {f"videos {outcome}": n for outcome, n in facts["videos"].items()}
     shown |= {f"failed with {code}": n for code, n in facts["errors"].items()}
@@ -328,4 +330,6 @@ def _status_rows(facts: dict[str, Any]) -> list[dict[str, object]]:
             rate, hours = run["clips_per_second"], run["video_hours_per_hour"]
             shown["last run's rate"] = f"{rate} clips/s, {hours} video-hours an hour"
             shown["last run's verdict"] = run.get("verdict") or ""
+        if run.get("estimate"):
+            shown["last run's plan"] = estimate_text(run["estimate"])
     return [{"what": name, "value": value} for name, value in shown.items()]

@@ -206,6 +206,8 @@ class IndexConfig(Section):
         max_attempts: a video that failed this often is left alone, whatever `retry` says.
         shard: `i/n` for the i-th of n equal parts of the videos, so that n jobs may share the work.
         limit: at most this many videos.
+        plan: what `indexer plan --format json` printed of the job, a path or a URL; the run's
+            report holds its estimate against what came.
     """
 
     inputs: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -216,6 +218,7 @@ class IndexConfig(Section):
     max_attempts: Annotated[int, Field(ge=1)] = 3
     shard: Annotated[str, Field(pattern=r"^[0-9]+/[0-9]+$")] = "1/1"
     limit: Annotated[int, Field(ge=1)] | None = None
+    plan: str | None = None
     sampling: Sampling = Sampling()
     decode: Decode = Decode()
     model: Model = Model()
@@ -225,8 +228,8 @@ class IndexConfig(Section):
 
     @model_validator(mode="after")
     def _check_public(self) -> Self:
-        address = self.cluster.address or ""
-        for uri in (*self.inputs, self.index, self.model.id, address):  # a run's report has them
+        others = (self.plan or "", self.cluster.address or "")
+        for uri in (*self.inputs, self.index, self.model.id, *others):  # a run's report has them
             check_public(uri)
         return self
 

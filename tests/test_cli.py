@@ -195,7 +195,7 @@ def result(**changes):
     facts = {
         "run_id": "r", "tag": "t", "status": "finished", "videos_indexed": 1, "videos_failed": 0,
         "skipped_videos": 0, "skipped_failed_videos": 0, "counts": Counts(units=1),
-        "report": {"verdict": ""},
+        "report": {"verdict": "", "estimate": None},
     }  # fmt: skip
     return RunResult(**facts | changes)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from indexer.cli import main
+from indexer.table.catalog import write_run_report
 from tests.table.make import Run, new_index, unit
 from tests.test_cli import call
 
@@ -100,6 +101,17 @@ def test_export(index, tmp_path, capsys):
     with pytest.raises(SystemExit) as again:
         main(["export", index, "--to", str(tmp_path / "out")])
     assert again.value.code == 2
+
+
+def test_status_shows_the_last_run_beside_its_plan(tmp_path, capsys):
+    paths = new_index(str(tmp_path / "index"))
+    Run(paths).add(unit("s3://films/a.mp4", range(3)))
+    told = {"share": 0.5, "hours": {"estimate": 1.5, "came": 1.75}}
+    report = {"status": "finished", "elapsed_seconds": 1.0, "clips": 0, "estimate": told}
+    write_run_report(paths, "r1", report)
+    code, out, _ = call(capsys, "status", paths.root_uri)
+    assert code == 0
+    assert "planned for 50% of the bytes: 1:30:00; came: 1:45:00" in out
 
 
 def test_status_and_errors(index, capsys):

@@ -51,13 +51,17 @@ def against_truth(
     made: Forecast, counts: Counts, elapsed_seconds: float
 ) -> dict[str, dict[str, float]]:
     """What a forecast promised beside what has come, by its fields."""
-    came = {
-        "seconds": round(elapsed_seconds, 1),
+    truth = {"seconds": round(elapsed_seconds, 1), **came(counts)}
+    return {name: {"forecast": getattr(made, name), "came": truth[name]} for name in truth}
+
+
+def came(counts: Counts) -> dict[str, float]:
+    """What has come, by the names of what forecasts and plans promise."""
+    return {
         "video_hours": round(counts.video_seconds / 3600, 3),
         "clips": counts.clips,
         "index_bytes": counts.written_bytes,
     }
-    return {name: {"forecast": getattr(made, name), "came": came[name]} for name in came}
 
 
 def is_early_enough(made: Forecast) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import ray
@@ -38,6 +38,7 @@ from indexer.runtime.placement import (
     model_options,
     write_options,
 )
+from indexer.runtime.planned import Estimate, read_estimate
 from indexer.runtime.pools import Pools, size_pools
 from indexer.runtime.prometheus import MetricsExporter
 from indexer.runtime.report import Course, build_report
@@ -93,7 +94,7 @@ class RunResult:
     skipped_videos: int
     skipped_failed_videos: int
     counts: Counts
-    report: Mapping[str, object]
+    report: Mapping[str, Any]
 
 
 def run_index(config: IndexConfig, observer: Observer | None = None) -> RunResult:
@@ -108,6 +109,8 @@ def run_index(config: IndexConfig, observer: Observer | None = None) -> RunResul
 
 def run_plan(plan: JobPlan, observer: Observer | None = None) -> RunResult:
     """Runs a job that `plan_job` has planned; see `run_index`."""
+    uri = plan.config.plan
+    estimate = None if uri is None else read_estimate(uri, plan.tag)
     observer = Observers(MetricsExporter(), *([observer] if observer else []))
     catalog.create_index(plan.paths)
     catalog.register_model(plan.paths, plan.tag, plan.fingerprint, plan.checkpoint.labels)
@@ -119,10 +122,10 @@ def run_plan(plan: JobPlan, observer: Observer | None = None) -> RunResult:
         if plan.config.if_exists == OVERWRITE:
             listed = plan.todo["video_id"].to_pylist()
             patiently(lift_deletions, plan.paths, plan.tag, listed)
-        return _run_leased(replace(plan, lease=held), observer)
+        return _run_leased(replace(plan, lease=held), estimate, observer)
 
 
-def _run_leased(plan: JobPlan, observer: Observer) -> RunResult:
+def _run_leased(plan: JobPlan, estimate: Estimate | None, observer: Observer) -> RunResult:
     observer.on_event(
         JobPlanned(
             run_id=plan.run_id,
@@ -133,14 +136,15 @@ def _run_leased(plan: JobPlan, observer: Observer) -> RunResult:
             todo_bytes=plan.todo_bytes,
         )
     )
-    return _Job(plan, observer).run()
+    return _Job(plan, estimate, observer).run()
 
 
 class _Job:
     """One run of a planned job; lives as long as its `run()`."""
 
-    def __init__(self, plan: JobPlan, observer: Observer) -> None:
+    def __init__(self, plan: JobPlan, estimate: Estimate | None, observer: Observer) -> None:
         self._plan = plan
+        self._estimate = estimate
         self._observer = observer
         self._started_at = datetime.now(UTC)
         self._committer = patiently(Committer, plan.paths, plan.tag, plan.run_id, plan.lease)
@@ -296,13 +300,14 @@ class _Job:
             )
             raise ClusterError(message)
 
-    def _write_report(self, status: str) -> dict[str, object]:
+    def _write_report(self, status: str) -> dict[str, Any]:
         course = Course(
             started_at=self._started_at,
             pools=self._pools,
             pipeline_seconds=self._pipeline_seconds(),
             commit_seconds=self._commit_seconds,
             forecast=self._forecast,
+            estimate=self._estimate,
         )
         report = build_report(self._plan, self._tally, course, status=status)
         patiently(catalog.write_run_report, self._plan.paths, self._plan.run_id, report)

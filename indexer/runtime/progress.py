@@ -19,6 +19,7 @@ from indexer.metrics import (
 )
 from indexer.render import clock_text, size_text, waiting_text
 from indexer.runtime.pipeline import RunResult
+from indexer.runtime.planned import estimate_text
 
 LOG_INTERVAL_SECONDS: Final = 10.0
 
@@ -155,6 +156,7 @@ def result_text(result: RunResult, index: str) -> str:
             f"nothing to do: {index} already has the outcome of all {result.skipped_videos:,} "
             f"videos{failed}"
         )
+    told = result.report["estimate"]
     failures = ", ".join(f"{n} {code}" for code, n in sorted(result.counts.failures.items()))
     return (
         f"{result.videos_indexed:,} videos indexed, {result.videos_failed:,} failed"
@@ -162,5 +164,6 @@ def result_text(result: RunResult, index: str) -> str:
         + f", {result.skipped_videos:,} skipped; {result.counts.clips:,} clips of "
         f"{result.counts.video_seconds / 3600:.2f} video-hours are in {index}\n"
         f"{result.report['verdict']}"
+        + (f"\n{estimate_text(told)}" if told else "")
         + "".join(f"\n{problem}" for problem in sorted(result.counts.model.problems))
     )

@@ -13,6 +13,7 @@ from indexer.config import Cluster
 from indexer.metrics import Counts
 from indexer.model.precision import resolve_dtype
 from indexer.runtime.forecast import Forecast, against_truth
+from indexer.runtime.planned import Estimate, estimate_against_truth
 from indexer.runtime.pools import Pools
 from indexer.runtime.tally import Tally
 from indexer.runtime.todo import JobPlan
@@ -30,6 +31,7 @@ class Course:
         pipeline_seconds: since the pipeline started; 0 where it did not.
         commit_seconds: that commits took.
         forecast: what an early part of the run promised; None where it was too short for one.
+        estimate: what `indexer plan` said of it before; None where nobody handed it over.
     """
 
     started_at: datetime
@@ -37,6 +39,7 @@ class Course:
     pipeline_seconds: float
     commit_seconds: float
     forecast: Forecast | None
+    estimate: Estimate | None
 
 
 def build_report(plan: JobPlan, tally: Tally, course: Course, *, status: str) -> dict[str, Any]:
@@ -91,6 +94,7 @@ def build_report(plan: JobPlan, tally: Tally, course: Course, *, status: str) ->
             {"uri": redact(uri), "seconds": round(seconds, 3)} for seconds, uri in tally.slowest
         ],
         "forecast": _forecast(counts, course),
+        "estimate": _estimate(counts, course),
         "dtype": None if course.pools is None else resolve_dtype(asked_dtype, course.pools.device),
         "cluster": None if course.pools is None else _cluster(course.pools),
         "cost": _cost(course.pools, plan.config.cluster, seconds),
@@ -133,6 +137,12 @@ def _forecast(counts: Counts, course: Course) -> dict[str, object] | None:
         return None
     told = against_truth(made, counts, course.pipeline_seconds)
     return {"after_seconds": made.after_seconds, "share": made.share, **told}
+
+
+def _estimate(counts: Counts, course: Course) -> dict[str, object] | None:
+    if course.estimate is None:
+        return None
+    return estimate_against_truth(course.estimate, counts, course.pools, course.pipeline_seconds)
 
 
 def _cluster(pools: Pools) -> Mapping[str, object]:

@@ -13,10 +13,12 @@ from deltalake import DeltaTable
 from indexer import LabelIndex
 from indexer.errors import ConfigError, LeaseHeld, ManifestError, ModelError, StorageError
 from indexer.metrics import ClusterReady, JobFinished, JobPlanned, Progress
+from indexer.runtime.estimate import describe_plan
+from indexer.runtime.todo import plan_job
 from indexer.table import lease
 from indexer.table.paths import IndexPaths
 from tests.e2e.conftest import ARCHIVE_CLIPS
-from tests.e2e.jobs import TABLES, lasting_rows, run
+from tests.e2e.jobs import TABLES, configuration, lasting_rows, run
 from tests.model.stress import write_stress_checkpoint
 from tests.table.readers import ENGINES, read_all
 from tests.video.synth import Synth
@@ -63,6 +65,24 @@ def test_every_video_has_exactly_one_outcome(clean):
         "empty.mp4": ("failed", "empty"),
         "noise.mp4": ("failed", "not_a_video"),
     }
+
+
+def test_the_report_holds_the_plan_against_what_came(archive, checkpoint, tmp_path):
+    index, file = tmp_path / "index", tmp_path / "plan.json"
+    settings = {"sampling__segment_clips": 4, "plan": str(file)}
+    facts = describe_plan(plan_job(configuration(archive, index, checkpoint, **settings)))
+    hours = 1 / 3600
+    file.write_text(json.dumps(facts | {"model": "other", "estimated_hours": hours}))
+    with pytest.raises(ConfigError, match="made for other"):
+        run(archive, index, checkpoint, **settings)
+    assert not index.exists()
+    file.write_text(json.dumps(facts | {"estimated_hours": hours}))
+    told = run(archive, index, checkpoint, **settings).report["estimate"]
+    assert (told["share"], told["clips"]) == (1.0, {"estimate": 19.0, "came": 19})
+    assert told["hours"]["estimate"] == pytest.approx(hours, abs=1e-4)
+    assert told["hours"]["came"] > 0
+    (written,) = LabelIndex.open(str(index)).status()["runs"]
+    assert written["estimate"] == told
 
 
 def test_clips_embeddings_and_postings_belong_together(clean):

@@ -74,10 +74,14 @@ def test_a_job_with_nothing_to_do_shows_no_bar():
     assert text == "run r1, model t: 3 videos listed, 3 already done, 0 to index (0 B)\n"
 
 
+PLAN = {"share": 1.0, "hours": {"estimate": 30 / 3600, "came": 33 / 3600}}
+
+
 def result(**changes):
     facts = {
         "run_id": "r1", "tag": "t", "status": "finished", "videos_indexed": 8, "videos_failed": 2,
-        "skipped_videos": 1, "skipped_failed_videos": 1, "report": {"verdict": "decode-bound"},
+        "skipped_videos": 1, "skipped_failed_videos": 1,
+        "report": {"verdict": "decode-bound", "estimate": None},
         "counts": Counts(units=10, clips=40, failures={"empty": 2}, video_seconds=3600),
     }  # fmt: skip
     return RunResult(**facts | changes)
@@ -91,6 +95,13 @@ def result(**changes):
             (
                 "8 videos indexed, 2 failed (2 empty; see `indexer errors idx`), 1 skipped; "
                 "40 clips of 1.00 video-hours are in idx\ndecode-bound"
+            ),
+        ),
+        (
+            result(report={"verdict": "in balance", "estimate": PLAN}, counts=Counts(units=8)),
+            (
+                "8 videos indexed, 2 failed, 1 skipped; 0 clips of 0.00 video-hours are in idx\n"
+                "in balance\nplanned for 100% of the bytes: 0:30; came: 0:33"
             ),
         ),
         (

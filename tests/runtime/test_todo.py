@@ -217,7 +217,7 @@ def test_a_report_holds_no_secret_of_a_url(job):
     report = build_report(
         type(plan)(**{name: getattr(plan, name) for name in plan.__slots__} | {"config": config}),
         Tally(plan.todo),
-        Course(datetime.now(UTC), None, 0.0, 0.0, None),
+        Course(datetime.now(UTC), None, 0.0, 0.0, None, None),
         status="running",
     )
     assert "abc" not in json.dumps(report)
