@@ -212,7 +212,7 @@ def acquire(
     try:
         _take_over_overlapping(paths, tag, lease, patience)
         _forget_before(paths, tag, record)
-    except BaseException:
+    except BaseException:  # after a Ctrl-C too, nobody has to wait for it to expire
         lease.release()
         raise
     return lease

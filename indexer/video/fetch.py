@@ -249,7 +249,7 @@ def _open(
         with traffic.timed():
             _copy_whole(ref, fs, path, landing, stop)
         return FetchedVideo(ref, landing, stop)
-    except BaseException:
+    except BaseException:  # a Ctrl-C too would leave the memory or the disk taken
         landing.close()
         raise
 
@@ -262,7 +262,7 @@ def _open_local(ref: VideoRef, path: str, decode: Decode) -> BinaryIO:
         _check_key(ref, f"{status.st_size}-{status.st_mtime_ns}")
         _check_size(ref, decode)
         return cast("BinaryIO", os.fdopen(descriptor, "rb", buffering=0))
-    except BaseException:
+    except BaseException:  # nobody else knows of the descriptor, whatever ends this
         os.close(descriptor)
         raise
 

@@ -102,7 +102,7 @@ class Template:
             with theirs:
                 self._control.send(FORK, [theirs.fileno(), frames])
             self._control.receive(deadline=time.monotonic() + REPLY_SECONDS)
-        except BaseException:
+        except BaseException:  # after a Ctrl-C too, the worker ends when its channel does
             channel.close()
             raise
         return channel
