@@ -110,6 +110,7 @@ def null_decode(todo: pa.Table, clips_NTHWC: Clips, segment_clips: int) -> Itera
                 fetch=FetchEffort(),
                 decode_seconds=0.0,
                 decode_wall_seconds=0.0,
+                decode_wait_seconds=0.0,
                 worker="null:1",
             )
 

@@ -91,6 +91,7 @@ def decoded_row(uri: str, clips: int) -> pa.Table:
         fetch=FetchEffort(0.2),
         decode_seconds=1.5,
         decode_wall_seconds=1.5,
+        decode_wait_seconds=0.0,
         worker="host:1",
     )
 

@@ -89,7 +89,9 @@ class Counts:
         decode_seconds: CPU time of decoding, over all workers.
         codec_seconds: of that, the CPU time of FFmpeg's decoder alone.
         decode_wall_seconds: wall time of decoding.
+        decode_wait_seconds: wall time in which decode actors did not decode.
         write_seconds: wall time of writing data files, over all workers.
+        write_wait_seconds: wall time in which write actors had nothing to write.
         written_bytes: size of these files.
         model: what all model actors did.
         video_seconds: running time of the videos whose first unit is among these.
@@ -103,7 +105,9 @@ class Counts:
     decode_seconds: float = 0.0
     codec_seconds: float = 0.0
     decode_wall_seconds: float = 0.0
+    decode_wait_seconds: float = 0.0
     write_seconds: float = 0.0
+    write_wait_seconds: float = 0.0
     written_bytes: int = 0
     model: ModelEffort = field(default_factory=ModelEffort)
     video_seconds: float = 0.0
@@ -118,7 +122,9 @@ class Counts:
             decode_seconds=self.decode_seconds + other.decode_seconds,
             codec_seconds=self.codec_seconds + other.codec_seconds,
             decode_wall_seconds=self.decode_wall_seconds + other.decode_wall_seconds,
+            decode_wait_seconds=self.decode_wait_seconds + other.decode_wait_seconds,
             write_seconds=self.write_seconds + other.write_seconds,
+            write_wait_seconds=self.write_wait_seconds + other.write_wait_seconds,
             written_bytes=self.written_bytes + other.written_bytes,
             model=self.model + other.model,
             video_seconds=self.video_seconds + other.video_seconds,

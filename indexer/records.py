@@ -181,6 +181,8 @@ class UnitOutcome:
         codec_seconds: of that, the CPU time of FFmpeg's decoder alone.
         decode_wall_seconds: wall time of decoding, without fetching.
         worker: the process that decoded it, as "host:pid".
+        decode_wait_seconds: wall time in which that process had nothing to decode, or nobody to
+            hand it to, since its unit before; 0 where nobody measures.
     """
 
     ref: VideoRef
@@ -196,6 +198,7 @@ class UnitOutcome:
     codec_seconds: float
     decode_wall_seconds: float
     worker: str
+    decode_wait_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.failure is None) == (self.scores is None):

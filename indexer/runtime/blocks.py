@@ -60,6 +60,7 @@ def decoded_row(
     fetch: FetchEffort,
     decode_seconds: float,
     decode_wall_seconds: float,
+    decode_wait_seconds: float,
     worker: str,
 ) -> pa.Table:
     """One unit as a table of one row of `DECODED_SCHEMA`; frames are not copied."""
@@ -76,6 +77,7 @@ def decoded_row(
         "decode_seconds": decode_seconds,
         "codec_seconds": decoded.codec_seconds if decoded else 0.0,
         "decode_wall_seconds": decode_wall_seconds,
+        "decode_wait_seconds": decode_wait_seconds,
         "worker": worker,
     }
     columns = [

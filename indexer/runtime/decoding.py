@@ -23,11 +23,21 @@ from indexer.video.survey import Survey
 _LOGGER = logging.getLogger(__name__)
 
 
-def decode_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> Iterator[pa.Table]:
+def decode_videos(
+    table: pa.Table, plan: DecodePlan, sandbox: Sandbox, *, idle_since: float | None = None
+) -> Iterator[pa.Table]:
     """Decodes the videos of `TODO_SCHEMA` rows, one row of `DECODED_SCHEMA` per unit.
 
     While one video is decoded, the next is fetched.
+
+    Args:
+        table: the videos.
+        plan: what to take of each.
+        sandbox: that decodes.
+        idle_since: `time.perf_counter()` when this process had done its work before; by default
+            now.
     """
+    told = time.perf_counter() if idle_since is None else idle_since
     worker = f"{socket.gethostname()}:{os.getpid()}"
     todos = list(blocks.todos(table))
     with closing(prefetched((todo.ref for todo in todos), plan.decode)) as videos:
@@ -35,9 +45,11 @@ def decode_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> Iterat
             fetched, opening_seconds = FetchEffort(), opened.traffic.seconds
             started = time.perf_counter()
             for item, decode_seconds in _decode_video(todo, opened, sandbox):
-                elapsed_seconds = time.perf_counter() - started
+                now = time.perf_counter()
                 before, fetched = fetched, opened.traffic.effort()
                 fetch = fetched - before
+                # what was fetched on the way is no decoding; opening was in the background
+                wall_seconds = now - started - (fetch.seconds - opening_seconds)
                 if isinstance(item, VideoFailure):
                     _log_failure(todo, item)
                 yield blocks.decoded_row(
@@ -46,10 +58,11 @@ def decode_videos(table: pa.Table, plan: DecodePlan, sandbox: Sandbox) -> Iterat
                     item,
                     fetch=fetch,
                     decode_seconds=decode_seconds,
-                    # what was fetched on the way is no decoding; opening was in the background
-                    decode_wall_seconds=elapsed_seconds - (fetch.seconds - opening_seconds),
+                    decode_wall_seconds=wall_seconds,
+                    decode_wait_seconds=now - told - wall_seconds,
                     worker=worker,
                 )
+                told = now
                 opening_seconds, started = 0.0, time.perf_counter()
 
 

@@ -6,7 +6,7 @@ fetched beside the decoding of the video before, so a decode actor is as slow as
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from indexer.metrics import Counts
@@ -43,21 +43,42 @@ def judge(counts: Counts, pools: Pools | None, elapsed_seconds: float) -> Verdic
         counts: sums over the units that came out.
         pools: how it is spread; None where the pipeline did not start.
         elapsed_seconds: since the pipeline started; used where the model's actors cannot tell how
-            long they have been there.
+            long they have been there, and where their number changes.
     """
     if pools is None or not counts.units:
         return Verdict(None, {}, "nothing was indexed")
+    if pools.growing:
+        pools = _present(counts, pools, elapsed_seconds)
     load_seconds = _loads(counts, pools)
-    model = counts.model
-    lifetime_seconds = (model.busy_seconds + model.wait_seconds + model.compile_seconds) / (
-        pools.model_actors
-    )
+    lifetime_seconds = _model_seconds(counts) / pools.model_actors
     seconds = max(lifetime_seconds or elapsed_seconds, *load_seconds.values(), 1e-9)
     busy: dict[str, float] = {
         stage: round(load / seconds, 4) for stage, load in load_seconds.items()
     }
     bottleneck = max(load_seconds, key=lambda stage: load_seconds[stage])
     return Verdict(bottleneck, busy, _text(bottleneck, busy, pools, counts))
+
+
+def _present(counts: Counts, pools: Pools, elapsed_seconds: float) -> Pools:
+    """The pools with the actors that there were on average, where they are bounds at first."""
+
+    def actors(seconds: float, most: int) -> int:
+        return min(max(round(seconds / max(elapsed_seconds, 1e-9)), 1), most)
+
+    decode_seconds = counts.decode_wall_seconds + counts.decode_wait_seconds
+    write_seconds = counts.write_seconds + counts.write_wait_seconds
+    return replace(
+        pools,
+        decode_actors=actors(decode_seconds, pools.decode_actors),
+        model_actors=actors(_model_seconds(counts), pools.model_actors),
+        write_actors=actors(write_seconds, pools.write_actors),
+    )
+
+
+def _model_seconds(counts: Counts) -> float:
+    """For how long model actors were there, all together."""
+    model = counts.model
+    return model.busy_seconds + model.wait_seconds + model.compile_seconds
 
 
 def _loads(counts: Counts, pools: Pools) -> dict[Stage, float]:

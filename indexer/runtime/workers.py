@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import socket
+import time
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Literal
 import pyarrow as pa
 
 from indexer.errors import ClusterError, IndexerError, ModelError
+from indexer.metrics import Counts
 from indexer.model.weights import Checkpoint
 from indexer.redaction import redact_text
 from indexer.runtime.blocks import packed
@@ -59,12 +61,15 @@ class DecodeVideos:
         self._decode_videos = decode_videos
         with public_errors():
             self._plan, self._sandbox, self._block_clips = plan, Sandbox(plan), block_clips
+        self._idle_since = time.perf_counter()
 
     def __call__(self, todo: pa.Table) -> Iterator[pa.Table]:
         """Decodes some videos."""
         with public_errors():
-            rows = self._decode_videos(todo, self._plan, self._sandbox)
+            since = self._idle_since
+            rows = self._decode_videos(todo, self._plan, self._sandbox, idle_since=since)
             yield from packed(rows, self._block_clips)
+        self._idle_since = time.perf_counter()
 
 
 def survey_todo(todo: pa.Table, plan: DecodePlan) -> int:
@@ -129,13 +134,17 @@ class WriteUnits:
 
         self._write_units = write_units
         self._paths, self._context = paths, context
+        self._idle_since = time.perf_counter()
 
     def __call__(self, scored: pa.Table) -> pa.Table:
         """Writes the rows of a block."""
         context = replace(self._context, indexed_at=datetime.now(UTC))
         task = uuid.uuid4().hex[:12]
+        waited = Counts(write_wait_seconds=time.perf_counter() - self._idle_since)
         with public_errors():
             receipt = self._write_units(scored, paths=self._paths, context=context, task=task)
+        self._idle_since = time.perf_counter()
+        receipt = replace(receipt, counts=receipt.counts + waited)
         return pa.table({RECEIPT_COLUMN: pa.array([pickle.dumps(receipt)], pa.binary())})
 
 

@@ -88,6 +88,7 @@ def _counts_of(unit: UnitOutcome) -> Counts:
         decode_seconds=unit.decode_seconds,
         codec_seconds=unit.codec_seconds,
         decode_wall_seconds=unit.decode_wall_seconds,
+        decode_wait_seconds=unit.decode_wait_seconds,
         video_seconds=unit.info.duration_seconds if first and unit.info else 0.0,
         listed_bytes=unit.ref.size_bytes if first else 0,
     )

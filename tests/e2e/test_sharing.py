@@ -18,7 +18,10 @@ from indexer.video.sandbox import Sandbox
 from tests.video.synth import Synth
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-RUN_FACTS = ["fetch", "decode_seconds", "codec_seconds", "decode_wall_seconds", "worker"]
+RUN_FACTS = {
+    "fetch", "decode_seconds", "codec_seconds", "decode_wall_seconds", "decode_wait_seconds",
+    "worker",
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ EFFORT = {
     "fetch": FetchEffort(0.25, 3, 1000, {"truncated": 2, "transient_io": 1}),
     "decode_seconds": 0.5,
     "decode_wall_seconds": 0.75,
+    "decode_wait_seconds": 0.5,
     "worker": "h:1",
 }
 TOLD = EFFORT | {"codec_seconds": 0.375}

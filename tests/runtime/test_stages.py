@@ -1,5 +1,6 @@
 import os
 import pickle
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from indexer.records import ClipScores, ClipSpan, DecodedClips, VideoFailure, Vi
 from indexer.runtime import blocks
 from indexer.runtime.decoding import decode_videos
 from indexer.runtime.scoring import score_units
+from indexer.runtime.workers import DecodeVideos, WriteUnits, receipts
 from indexer.runtime.writing import UnitReceipt, write_units
 from indexer.table.paths import IndexPaths
 from indexer.table.rows import RowContext
@@ -99,6 +101,23 @@ def test_each_unit_becomes_one_row_with_its_clips_or_its_failure(tmp_path, plan,
         assert unit["worker"].endswith(f":{os.getpid()}")
 
 
+def test_what_a_decoder_waits_for_is_told_apart_from_its_work(tmp_path, plan, sandbox):
+    """It waits for its first task, and for whoever takes its units."""
+    (tmp_path / "a.mp4").write_bytes(Synth(frames=80).encode())
+    began = time.perf_counter() - 7.0
+    found = []
+    for row in decode_videos(todo_of(tmp_path), plan, sandbox, idle_since=began):
+        found.append(row)
+        time.sleep(0.25)
+    lasted = time.perf_counter() - began - 0.25  # the last pause is nobody's yet
+    units = [unit for table in found for unit in units_of(table)]
+    waits = [unit["decode_wait_seconds"] for unit in units]
+    assert waits[0] > 7.0
+    assert all(0.25 <= wait < 5.0 for wait in waits[1:])
+    told = sum(waits) + sum(unit["decode_wall_seconds"] for unit in units)
+    assert told == pytest.approx(lasted, abs=0.1)
+
+
 def test_a_failure_is_logged_with_the_id_of_its_video(tmp_path, plan, sandbox, caplog):
     (tmp_path / "b.mp4").write_bytes(b"")
     list(decode_videos(todo_of(tmp_path, attempt=2), plan, sandbox))
@@ -150,8 +169,8 @@ def decoded(clips, unit_index=0, units=1, seed=0, video=1):
 
 def row_of(item, video=1):
     ref = VideoRef(f"{video:032x}", f"/v/{video}.mp4", 100, "k")
-    facts = {"decode_seconds": 0.25, "decode_wall_seconds": 0.5, "worker": "h:1"}
-    return blocks.decoded_row(ref, 1, item, fetch=FetchEffort(0.5), **facts)
+    facts = {"decode_seconds": 0.25, "decode_wall_seconds": 0.5, "decode_wait_seconds": 0.75}
+    return blocks.decoded_row(ref, 1, item, fetch=FetchEffort(0.5), worker="h:1", **facts)
 
 
 def test_every_unit_gets_its_own_scores_whatever_the_batches(checkpoint):
@@ -246,6 +265,7 @@ def test_a_receipt_says_what_the_files_hold(tmp_path):
         decode_seconds=1.0,
         codec_seconds=0.375,
         decode_wall_seconds=2.0,
+        decode_wait_seconds=3.0,
         model=ModelEffort(busy_seconds=4.5),
         video_seconds=4.0,
         listed_bytes=300,
@@ -253,6 +273,22 @@ def test_a_receipt_says_what_the_files_hold(tmp_path):
     )
     sizes = [Path(paths.data_file(f.table, f.path)).stat().st_size for f in receipt.files]
     assert receipt.counts.written_bytes == sum(sizes) > 0
+
+
+def test_actors_tell_how_long_they_waited_between_two_tasks(tmp_path, plan):
+    (tmp_path / "a.mp4").write_bytes(b"")
+    paths = IndexPaths(str(tmp_path / "index"))
+    decoder, writer = DecodeVideos(plan, 8), WriteUnits(paths, context())
+    found = []
+    for _ in range(2):
+        time.sleep(0.25)
+        (block,) = decoder(todo_of(tmp_path))
+        scored = blocks.with_scores(block, [None], ModelEffort())
+        (receipt,) = receipts(writer(scored))
+        found.append(receipt.counts)
+    for counts in found:
+        assert 0.25 <= counts.decode_wait_seconds < 5.0
+        assert 0.25 <= counts.write_wait_seconds < 5.0
 
 
 def test_counts_add_up():

@@ -1,5 +1,7 @@
 """What a job's verdict says, from made-up sums and from stages that are slow for real."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -84,6 +86,19 @@ def test_the_stage_with_most_work_an_actor_is_named_with_what_would_help(sums, p
     verdict = judge(sums, pools, 1000.0)
     assert verdict.text == text
     assert verdict.bottleneck == text.partition("-bound")[0]
+
+
+def test_of_a_growing_cluster_the_actors_count_that_are_there():
+    """Of 20 decoders and 4 GPUs that there may be, 2 and 1 were there, all the time."""
+    growing = replace(GPU, model_actors=4, growing=True)
+    sums = counts(fetch=4, decode=196, model=48, wait=52) + Counts(
+        decode_wait_seconds=4, write_seconds=1, write_wait_seconds=99
+    )
+    assert judge(sums, replace(growing, growing=False), 100.0).bottleneck == "model"
+    verdict = judge(sums, growing, 100.0)
+    assert verdict.bottleneck == "decode"
+    assert verdict.busy == {"storage": 0.02, "decode": 0.98, "model": 0.48, "write": 0.01}
+    assert verdict.text.startswith("decode-bound: GPU busy 48%, decoders 98%; add 3 decode CPUs")
 
 
 def test_advice_goes_no_further_than_what_there_is_times_ten():

@@ -24,8 +24,8 @@ from indexer.video.sandbox import Sandbox
 from tests.video import attacks
 from tests.video.attacks import GIBIBYTE
 from tests.video.naked_child import NAKED, PLACE, RECKLESS
+from tests.video.sandbox.abuse import Bytes, template_and_worker
 from tests.video.synth import Synth
-from tests.video.test_sandbox import Bytes, template_and_worker
 from tests.video.traps import CANARY, NUMBERED, Traps
 
 MOST_SECONDS = 30.0

@@ -18,7 +18,7 @@ from indexer.records import DecodedClips, Preprocessing, VideoFailure
 from indexer.video.plan import DecodePlan
 from indexer.video.sandbox import Sandbox
 from tests.video.mutate import FORMATS, INDEXED_SEEDS, MUTATORS, SEEDS, index_mutant, mutant, seed
-from tests.video.test_sandbox import Bytes
+from tests.video.sandbox.abuse import Bytes
 
 MUTANTS = 2_000
 SLOW_MUTANTS = 20_000
