@@ -365,13 +365,22 @@ class TestManifestFiles:
         assert uris(tmp_path / "set.csv") == [f"{tmp_path}/set.csv/a.mp4"]
 
 
+HUGE = [f"archive/{number:05}.mp4" for number in range(3100)]
+
+
+@pytest.fixture(scope="module")
+def huge(s3: S3Server) -> str:
+    """A folder with thousands of videos, and a little more."""
+    folder = f"s3://{s3.bucket()}/huge"
+    _fill(s3, folder, [*HUGE, "archive/readme.md", "archive/.hidden.mp4", "other.mp4"])
+    return folder
+
+
 class TestS3:
     def test_a_prefix_is_listed_in_pages_without_a_head(
-        self, s3: S3Server, s3_folder: str, requests: list[str]
+        self, huge: str, requests: list[str]
     ) -> None:
-        keys = [f"archive/{number:05}.mp4" for number in range(3000)]
-        _fill(s3, s3_folder, [*keys, "archive/readme.md", "archive/.hidden.mp4", "other.mp4"])
-        assert uris(f"{s3_folder}/archive") == [f"{s3_folder}/{key}" for key in keys]
+        assert uris(f"{huge}/archive") == [f"{huge}/{key}" for key in HUGE]
         assert set(requests) == {"ListObjectsV2"}
         assert len(requests) <= 4 + 4  # four pages; what the input is takes up to four
 
@@ -442,12 +451,10 @@ class TestS3:
         assert requests.count("HeadObject") == 6
 
     def test_a_huge_folder_is_not_listed_for_a_few_of_it(
-        self, s3: S3Server, s3_folder: str, requests: list[str]
+        self, huge: str, requests: list[str]
     ) -> None:
-        keys = [f"v/{number:05}.mp4" for number in range(3100)]
-        _fill(s3, s3_folder, keys)
-        _write_uris(f"{s3_folder}/m.csv", [f"{s3_folder}/{key}" for key in keys[-20:]])
-        table = manifest.discover([f"{s3_folder}/m.csv"], schemes=SCHEMES)
+        _write_uris(f"{huge}/m.csv", [f"{huge}/{key}" for key in HUGE[-20:]])
+        table = manifest.discover([f"{huge}/m.csv"], schemes=SCHEMES)
         assert UNKNOWN not in table["content_key"].to_pylist()
         assert requests.count("ListObjectsV2") == 3
         assert requests.count("HeadObject") == 20

@@ -167,6 +167,7 @@ def by_hand(reference, clip_THWC, recipe: Preprocessing):
     return logits, seen[0][0].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", MODES)
 def test_frames_that_reach_the_model_are_those_of_a_linear_decode(

@@ -73,7 +73,7 @@ def test_a_kill_at_some_operations_leaves_what_a_clean_relabelling_leaves(
 ):
     operations = clean[1]
     assert operations >= 40
-    points = [(kill_at, bool(kill_at % 2)) for kill_at in range(2, operations + 1, 5)]
+    points = [(kill_at, bool(kill_at % 2)) for kill_at in range(2, operations + 1, 7)]
     check_points(forks, begun, clean, tmp_path, points)
 
 

@@ -56,6 +56,7 @@ def test_a_video_is_decided_by_its_seed_stream_and_index(clips):
     assert not torch.equal(held_out.frames_BTCHW, again.frames_BTCHW)
 
 
+@pytest.mark.slow
 def test_worker_processes_make_the_same_clips(clips):
     plan = Plan(0, job.TRAIN_STREAM, SMALL.image_size, SMALL.num_frames, SMALL.windows_per_video)
     parallel = Clips.join(job.render_pool(plan, 4, workers=1))
@@ -176,6 +177,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(clips, cap
     assert "step     3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_learns_its_clips(clips, capsys):
     recipe = dataclasses.replace(SMALL, steps=60, learning_rate=3e-3, ema_decay=0.9)
     model = job.train(recipe, clips)

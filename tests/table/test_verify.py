@@ -469,7 +469,7 @@ def check_flips(run: Run, files: list[Path], count: int, *, harmless: bool) -> i
 
 def test_a_flipped_byte_of_a_data_file_is_always_found(run):
     run.add(unit("a", range(5)), unit("b"), unit("c", failure="corrupt"))
-    assert check_flips(run, live_paths(run.paths), 80, harmless=False) == 80
+    assert check_flips(run, live_paths(run.paths), 40, harmless=False) == 40
 
 
 def test_a_flipped_byte_of_the_log_is_found_wherever_it_changes_what_the_log_says(run):
