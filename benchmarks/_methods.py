@@ -316,7 +316,9 @@ _TORCHCODEC: Final = ("torchcodec.decoders", "torchcodec._core", "torch.nn.funct
 
 CONTESTANTS: Final[Mapping[str, Contestant]] = {
     "fast": Contestant("ours, resized by FFmpeg", _OURS, ("av",), _fast, _pyav_ffmpeg),
-    "exact": Contestant("ours, resized by torch", _OURS, ("av", "torch"), _exact, _pyav_ffmpeg),
+    "exact": Contestant(
+        "ours, resized by torch", (*_OURS, "torch"), ("av", "torch"), _exact, _pyav_ffmpeg
+    ),
     "packets": Contestant(
         "decoding of the packets that ours needs, and nothing else",
         _OURS, ("av",), _decode_packets, _pyav_ffmpeg, _read_packets,

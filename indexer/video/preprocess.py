@@ -2,7 +2,8 @@
 
 The pixels equal those of `VideoMAEImageProcessor` and `TimesformerVideoProcessor`, bit for bit;
 `tests/goldens/make_preprocess.py` makes the arrays that prove it. Rescaling and normalisation are
-left to the model.
+left to the model. Torch is imported for the first frame that is resized: it takes seconds and more
+memory than a decoder, and who lets FFmpeg resize does without.
 
 Axes: P crops of one frame, H height, W width, C colour (RGB), N = 1.
 """
@@ -13,7 +14,6 @@ from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from indexer.records import Preprocessing
 
@@ -60,6 +60,8 @@ def resized_size(recipe: Preprocessing, height: int, width: int) -> tuple[int, i
 def _resize(frame_HWC: Frame, size: tuple[int, int], interpolation: str) -> Frame:
     if frame_HWC.shape[:2] == size:
         return frame_HWC
+    import torch
+
     # in this order, torch sees that a pixel's colours lie together, and is several times faster
     frame_NCHW = torch.from_numpy(np.ascontiguousarray(frame_HWC)).unsqueeze(0).permute(0, 3, 1, 2)
     if not _has_uint8_kernel(interpolation):
@@ -82,6 +84,8 @@ def _has_uint8_kernel(interpolation: str) -> bool:
     """Whether torchvision resizes this in uint8; elsewhere it goes through float32."""
     if interpolation != "bilinear":
         return True
+    import torch
+
     vector = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
     return vector or platform.machine() in {"aarch64", "arm64"}
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,7 +67,7 @@ def test_result_shares_no_memory_with_the_decoder_s_frame(crop):
 
 def test_a_processor_without_vector_units_stays_within_one_level(monkeypatch):
     """torchvision goes through float32 there, with another rounding."""
-    monkeypatch.setattr(preprocess.torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     monkeypatch.setattr(preprocess.platform, "machine", lambda: "x86_64")
     case = CASES[0]
     pixels_HWC = preprocess_frame(case.frame(), case.recipe()).astype(int)

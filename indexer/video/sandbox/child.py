@@ -25,7 +25,6 @@ from typing import Final, Protocol
 
 import av
 import numpy as np
-import torch
 
 from indexer.errors import VideoError, VideoInternal, VideoOverBudget
 from indexer.records import DecodedClips, VideoFailure
@@ -78,7 +77,6 @@ def main(decode: DecodeClips = decode_clips, survey: SurveyVideo = survey_video)
     """Runs the template, and, in the processes forked from it, the workers."""
     control = Channel(socket.socket(fileno=int(sys.argv[1])))
     plan = pickle.loads(control.receive())  # noqa: S301 - from the process that started this one
-    torch.set_num_threads(1)
     _warm_up(plan, decode)
     _check_single_threaded()
     gc.collect()
@@ -251,8 +249,9 @@ def _warm_up(plan: DecodePlan, decode: DecodeClips) -> None:
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if module.name != "av.__main__":
             importlib.import_module(module.name)
-    for side in (7, 8):  # one of them is not the size that the recipe asks for
-        preprocess_frame(np.zeros((side, side, 3), np.uint8), plan.preprocessing)
+    if plan.decode.resize == "exact":
+        for side in (7, 8):  # one of them is not the size that the recipe asks for
+            preprocess_frame(np.zeros((side, side, 3), np.uint8), plan.preprocessing)
     on_cpu = replace(plan, decode=plan.decode.model_copy(update={"device": "cpu"}))
     file = io.BytesIO(_small_video())
     for _ in decode(file, on_cpu, video_id="", skip_units=frozenset(), allocate=new_array):

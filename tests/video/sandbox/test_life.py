@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from indexer.video.sandbox import parent as sandbox_module
 from indexer.video.sandbox import template as template_module
 from tests.video.sandbox.abuse import (
     HOSTILE,
+    PATIENT,
     REPOSITORY,
     SHARED_MEMORY,
     UNITS,
@@ -44,6 +46,14 @@ class TestLife:
         templates, workers = zip(*seen, strict=True)
         assert len(set(templates)) == 1
         assert len(set(workers)) >= 3
+
+    @pytest.mark.parametrize(("resize", "loads"), [("fast", False), ("exact", True)])
+    def test_torch_is_loaded_by_those_that_resize_with_it(self, video, resize, loads):
+        with Sandbox(plan_of(decode=PATIENT.model_copy(update={"resize": resize}))) as sandbox:
+            items = sandbox.decode(video, video_id="v")
+            assert codes([next(items)[0]]) == [""]
+            maps = [Path(f"/proc/{pid}/maps").read_text() for pid in template_and_worker(sandbox)]
+            assert ["libtorch" in text for text in maps] == [loads] * 2
 
     def test_a_video_that_nobody_wants_to_the_end(self, sandbox, data, video):
         items = sandbox.decode(video, video_id="v")
