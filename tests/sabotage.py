@@ -109,6 +109,18 @@ SABOTAGES: Final[dict[str, Sabotage]] = {
         "if not receipt.units:",
         "runtime/test_tally.py::test_what_has_arrived_before_is_not_taken_again",
     ),
+    "a plan of another job is not held against this one": Sabotage(
+        "runtime/planned.py",
+        "if made.model != tag:",
+        "if not tag:",
+        "runtime/test_planned.py::test_what_is_no_plan_of_this_job_is_refused",
+    ),
+    "of a growing cluster the actors count that are there": Sabotage(
+        "runtime/verdict.py",
+        "    if pools.growing:\n        pools = _present(counts, pools, elapsed_seconds)\n",
+        "",
+        "runtime/test_verdict.py::test_of_a_growing_cluster_the_actors_count_that_are_there",
+    ),
     "requests are pinned to a version": Sabotage(
         "video/transfer.py",
         """pin = {"IfMatch": f'"{self._etag}"'} if self._etag else {}""",
