@@ -122,12 +122,16 @@ def measure(
 def count_wrong(task: Task, outcome: Outcome) -> int | None:
     """Frames that are not the wanted ones, by their looks and, of ours, also by their times.
 
-    Frames may lie on their side: not every contestant turns them for display.
+    Frames may lie on their side: not every contestant turns them for display. They may all be a
+    little brighter, by their scaler; that is no more than half of them have in common.
     """
     if outcome.thumbnails_TKKC is None:
         return None
     ranks = task.order.ranks if outcome.seconds is None else task.our_ranks
     seen_TKKC = outcome.thumbnails_TKKC.astype(np.float32)
+    pairs = zip(seen_TKKC, task.truth.thumbnails_NKKC[list(ranks)], strict=False)
+    brighter = [float((seen_KKC - own_KKC).mean()) for seen_KKC, own_KKC in pairs]
+    seen_TKKC -= np.median(brighter) if brighter else 0.0
     late = _count_late(task, ranks, outcome)
     missing = abs(len(ranks) - len(seen_TKKC))
     turned = (np.rot90(seen_TKKC, quarter, axes=(1, 2)) for quarter in range(4) if len(seen_TKKC))
