@@ -12,7 +12,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from indexer.s3 import S3Store
-from tests.ray_env import EQUAL_SHARE, own_ray_env
+from tests.ray_env import own_ray_env
 from tests.s3server import S3Server, run_server, weed_binary
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -111,7 +111,8 @@ def ray_session(request: pytest.FixtureRequest, _metrics_port: int) -> Iterator[
 
     if weed_binary() is not None:
         request.getfixturevalue("s3")  # Ray's processes inherit the credentials in the environment
-    os.environ |= EQUAL_SHARE | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # else tests wait while others leave its workers little
     ray.init(
         "local",
         num_cpus=2,
