@@ -111,8 +111,10 @@ def ray_session(request: pytest.FixtureRequest, _metrics_port: int) -> Iterator[
 
     if weed_binary() is not None:
         request.getfixturevalue("s3")  # Ray's processes inherit the credentials in the environment
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    os.environ["RAY_worker_niceness"] = "0"  # else tests wait while others leave its workers little
+    os.environ |= {
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_worker_niceness": "0",  # else tests wait while others leave its workers little
+    }
     ray.init(
         "local",
         num_cpus=2,

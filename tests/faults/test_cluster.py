@@ -10,7 +10,7 @@ from tests.faults.forks import lasting_rows
 from tests.faults.ray_job import Job, kill, workers, write_archive
 from tests.model.stress import write_stress_checkpoint
 
-VIDEOS = 60
+VIDEOS = 120
 LOGGER = logging.getLogger(__name__)
 OPTIONS = ("precision.model=float32",)
 DECODE = {"num_cpus": 2, "labels": {"role": "decode"}}
