@@ -92,7 +92,7 @@ def estimate_against_truth(
 
     Returns:
         `share` of the planned bytes, and of each measure `estimate` and `came`; None where nothing
-        was planned or nothing came.
+        came, or the plan could not say anything.
     """
     if not made.todo_bytes or not counts.listed_bytes:
         return None
@@ -106,7 +106,7 @@ def estimate_against_truth(
         estimate = getattr(made, f"estimated_{name}")
         if estimate is not None:
             told[name] = {"estimate": round(estimate * share, 4), "came": value}
-    return told
+    return told if len(told) > 1 else None
 
 
 def estimate_text(told: Mapping[str, Any]) -> str:

@@ -51,6 +51,8 @@ def test_what_nobody_knows_is_not_told():
     assert told(estimated_clips=None).keys() == told().keys() - {"clips"}
     assert told(counts=Counts()) is None
     assert told(todo_bytes=0) is None
+    silent = {name: None for name in FACTS if name.startswith("estimated_")}
+    assert told(**silent) is None  # no video of its sample could be read
 
 
 def test_a_plan_is_read_from_what_the_command_prints(tmp_path):
