@@ -59,17 +59,18 @@ def read_estimate(uri: str, tag: str) -> Estimate:
         ConfigError: there is no such file, it holds no plan, or one of another model or recipe.
         StorageError: it cannot be read.
     """
+    setting = f"plan = {redact(uri)}"
     try:
         made = Estimate.model_validate_json(read_bytes(uri))
     except FileNotFoundError as error:
-        message = f"plan = {redact(uri)}: there is nothing of this name"
+        message = f"{setting}: there is nothing of this name"
         raise ConfigError(message) from error
     except ValidationError as error:
-        message = f"plan = {redact(uri)}: this is not what `indexer plan --format json` prints"
+        message = f"{setting}: this is not what `indexer plan --format json` prints"
         raise ConfigError(message) from error
     if made.model != tag:
         message = (
-            f"plan = {redact(uri)}: it was made for {made.model}, but this job writes {tag};"
+            f"{setting}: it was made for {made.model}, but this job writes {tag};"
             " plan with the settings of the job"
         )
         raise ConfigError(message)

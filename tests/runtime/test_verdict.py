@@ -18,14 +18,13 @@ from indexer.runtime.pools import Pools
 from indexer.runtime.scoring import score_units
 from indexer.runtime.verdict import judge
 from indexer.runtime.writing import write_units
-from indexer.s3 import S3Store
 from indexer.table.paths import IndexPaths
 from indexer.video.fetch import open_video
 from indexer.video.plan import DecodePlan
 from indexer.video.sandbox import Sandbox
 from tests.model.stress import write_stress_checkpoint
 from tests.table.make import context
-from tests.video.objectserver import URI, run_object_server
+from tests.video.objectserver import URI, run_object_server, used_for_s3
 from tests.video.synth import Synth
 
 GPU = Pools(32, 2, "cuda", 20, 2, 4, 1.0, 64, None)
@@ -189,18 +188,9 @@ def test_slow_storage_is_named_and_what_it_brought_is_counted(tmp_path, checkpoi
     with run_object_server() as serve:
         server = serve(data)
         server.latency_seconds = 4.0
-        for name, value in {
-            "AWS_ENDPOINT_URL": server.endpoint,
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-        S3Store.clear_instance_cache()
         ref = VideoRef("0" * 32, URI, len(data), f"{len(data)}-e1")
-        sums, verdict = run_stages(ref, checkpoints["small"], tmp_path)
-    S3Store.clear_instance_cache()
+        with used_for_s3(server, monkeypatch):
+            sums, verdict = run_stages(ref, checkpoints["small"], tmp_path)
     assert verdict.bottleneck == "storage"
     assert sums.fetch.seconds > 4.0
     assert (sums.fetch.requests, sums.fetch.fetched_bytes) == (1, len(data))

@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
+from indexer.s3 import S3Store
+
 URI = "s3://bucket/video.mp4"
 
 
@@ -194,3 +198,22 @@ def run_object_server() -> Iterator[Callable[[bytes], ObjectServer]]:
             handler.state.closing.set()
             server.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def used_for_s3(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While the context lasts, S3 is this server; the environment is put back with the test's."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "SECRET",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    S3Store.clear_instance_cache()
+    try:
+        yield
+    finally:
+        server.closing.set()
+        S3Store.clear_instance_cache()

@@ -1,10 +1,9 @@
 import fsspec
 import pytest
 
-from indexer.s3 import S3Store
 from indexer.video import fetch, transfer
 from tests.video.fetch.stores import DATA, Faulty
-from tests.video.objectserver import run_object_server
+from tests.video.objectserver import run_object_server, used_for_s3
 
 
 @pytest.fixture
@@ -31,15 +30,5 @@ def _object_server():
 @pytest.fixture
 def server(_object_server, monkeypatch, quick):
     state = _object_server(DATA)
-    for name, value in {
-        "AWS_ENDPOINT_URL": state.endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "SECRET",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-    S3Store.clear_instance_cache()
-    yield state
-    state.closing.set()
-    S3Store.clear_instance_cache()
+    with used_for_s3(state, monkeypatch):
+        yield state
